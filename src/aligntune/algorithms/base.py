@@ -1,0 +1,166 @@
+"""What an algorithm is: its parameters, the data it needs, the TRL class that trains it, and the values it sends there.
+
+    @algorithm("dpo", trainer="trl:DPOTrainer", args="trl:DPOConfig", data=Schema.PREFERENCE)
+    class DPO(AlgorithmParams):
+        beta: PositiveFloat = 0.1
+        \"\"\"KL strength (Rafailov et al. 2023).\"\"\"
+
+        def arguments(self, config):
+            return {"beta": self.beta}
+
+The class names are strings: nothing here imports torch or TRL. A backend resolves them after it has been prepared,
+so one definition serves both backends.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from enum import StrEnum
+from functools import cache
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
+
+from aligntune.core.config.base import section
+from aligntune.errors import ConfigurationError
+from aligntune.registry import Registry, nearest
+
+Kind = Literal["sft", "rl"]
+P = TypeVar("P")
+
+
+class Schema(StrEnum):
+    """The canonical form of rows that an algorithm trains on."""
+
+    TEXT = "text"
+    MESSAGES = "messages"
+    PROMPT_COMPLETION = "prompt_completion"
+    PREFERENCE = "preference"
+    PROMPT = "prompt"
+
+
+@section
+class AlgorithmParams:
+    """Base of every algorithm's parameters.
+
+    Class attributes set by the decorator: `key` (its name), `kind` ("sft" or "rl"), `trainer` and `args` (lazy
+    names of the TRL classes), `data` (the schema). Set by the class itself: `learning_rate` (its default, with the
+    source in a comment) and `inert` (dotted keys of the other sections that it does not read: setting one of
+    them is refused).
+    """
+
+    key: ClassVar[str] = ""
+    kind: ClassVar[Kind] = "rl"
+    trainer: ClassVar[str] = ""
+    args: ClassVar[str] = ""
+    data: ClassVar[Schema] = Schema.TEXT
+    learning_rate: ClassVar[float] = 2e-5
+    inert: ClassVar[dict[str, str]] = {}
+    uses_rewards: ClassVar[bool] = False
+
+    def arguments(self, config: Any) -> dict[str, Any]:
+        """Values for the TRL configuration class beyond the common ones (`core.arguments`)."""
+        return {}
+
+    def faults(self, config: Any) -> list[tuple[str, str]]:
+        """Contradictions between this section and others, as (dotted key, sentence)."""
+        return []
+
+
+ALGORITHMS: Registry[type[AlgorithmParams]] = Registry("algorithm")
+TASKS: Registry[type[AlgorithmParams]] = Registry("task")
+
+
+@dataclass_transform(kw_only_default=True)
+def _register(
+    registry: Registry[type[AlgorithmParams]], kind: Kind, key: str, trainer: str, args: str, data: Schema
+) -> Callable[[type[P]], type[P]]:
+    def decorate(cls: type[P]) -> type[P]:
+        built: Any = section(cls)
+        built.key, built.kind, built.trainer, built.args, built.data = key, kind, trainer, args, data
+        registry.add(key, built)
+        return built  # type: ignore[no-any-return]
+
+    return decorate
+
+
+@dataclass_transform(kw_only_default=True)
+def algorithm(key: str, *, trainer: str, args: str, data: Schema) -> Callable[[type[P]], type[P]]:
+    """Register a preference or policy algorithm under `key` (the value of `algo.name`)."""
+    return _register(ALGORITHMS, "rl", key, trainer, args, data)
+
+
+@dataclass_transform(kw_only_default=True)
+def task(
+    key: str, *, trainer: str = "trl:SFTTrainer", args: str = "trl:SFTConfig", data: Schema
+) -> Callable[[type[P]], type[P]]:
+    """Register a supervised task under `key` (the value of `task.name`)."""
+    return _register(TASKS, "sft", key, trainer, args, data)
+
+
+@cache
+def _import_all() -> None:
+    """Import every module of this package, which registers what is in them (pure Python, milliseconds)."""
+    for package in ("aligntune.algorithms", "aligntune.algorithms.sft"):
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            importlib.import_module(f"{package}.{module.name}")
+
+
+ALIASES: dict[str, str] = {}
+"""Old names that scripts use, to today's; using one gives a line of notice."""
+
+
+def get_algorithm(name: str) -> type[AlgorithmParams]:
+    """The parameter class of an algorithm.
+
+    Raises:
+        ConfigurationError: unknown; the hint names the nearest, or the section where a task belongs.
+    """
+    _import_all()
+    name = ALIASES.get(name, name)
+    if name not in ALGORITHMS and (name in TASKS or name == "sft"):
+        raise ConfigurationError(
+            f"'{name}' is a supervised task, not an RL algorithm",
+            hint="write `task: " + (name if name != "sft" else "instruction_following") + "` in place of `algo:`",
+        )
+    return ALGORITHMS.get(name)
+
+
+def get_task(name: str) -> type[AlgorithmParams]:
+    """The parameter class of a supervised task.
+
+    Raises:
+        ConfigurationError: unknown; the hint names the nearest.
+    """
+    _import_all()
+    if name not in TASKS and name in ALGORITHMS:
+        raise ConfigurationError(f"'{name}' is an algorithm, not a task", hint=f"write `algo: {name}` in place of `task:`")
+    return TASKS.get(name)
+
+
+def algorithm_names() -> list[str]:
+    """Names of all registered algorithms, sorted."""
+    _import_all()
+    return ALGORITHMS.names()
+
+
+def task_names() -> list[str]:
+    """Names of all registered supervised tasks, sorted."""
+    _import_all()
+    return TASKS.names()
+
+
+def parse_params(value: Any, kind: Kind) -> Any:
+    """`"grpo"`, `{name: grpo, beta: 0.1}` or a parameter object, as (class, keyword arguments) or the object.
+
+    Raises:
+        ConfigurationError: no name, or an unknown one.
+    """
+    if isinstance(value, AlgorithmParams):
+        return value
+    raw = {"name": value} if isinstance(value, str) else value
+    get, names = (get_algorithm, algorithm_names) if kind == "rl" else (get_task, task_names)
+    label = "algo" if kind == "rl" else "task"
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
+        raise ConfigurationError(f"{label} needs a name", hint=f"write `{label}: {{name: ...}}`; " + nearest("", names()))
+    return get(raw["name"]), {k: v for k, v in raw.items() if k != "name"}

@@ -1,0 +1,1 @@
+"""The core: configuration, backends, trainers and the factory."""

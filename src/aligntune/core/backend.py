@@ -1,0 +1,128 @@
+"""What a backend is, and the table of those that exist, without importing any of them.
+
+A backend says how the process is prepared, how a model is loaded, and where trainer classes come from. The trainers
+themselves are written once, above. `BACKENDS` is the one place that lists them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aligntune.errors import ConfigurationError, EnvironmentError
+from aligntune.registry import import_attribute, nearest
+
+if TYPE_CHECKING:
+    from aligntune.algorithms.base import AlgorithmParams
+    from aligntune.core.config.root import RunConfig
+
+
+class BackendType(StrEnum):
+    """The training stacks."""
+
+    TRL = "trl"
+    UNSLOTH = "unsloth"
+
+
+class TrainingType(StrEnum):
+    """The two kinds of run."""
+
+    SFT = "sft"
+    RL = "rl"
+
+
+class Backend(Protocol):
+    """How one training stack prepares a process, loads models and supplies trainer classes."""
+
+    name: str
+
+    def prepare(self, config: RunConfig) -> None:
+        """Make the process ready: environment, guards, import order.
+
+        Raises:
+            EnvironmentError: a package is missing, or another backend was imported first.
+        """
+
+    def load_model(self, config: RunConfig) -> Any:
+        """Model and tokenizer as `aligntune.utils.Loaded`, with adapters applied."""
+
+    def trainer_class(self, params: AlgorithmParams) -> type:
+        """The class that trains this algorithm, after `prepare`."""
+
+    def args_class(self, params: AlgorithmParams) -> type:
+        """Its configuration class, after `prepare`."""
+
+    def arguments(self, config: RunConfig) -> dict[str, Any]:
+        """Values of the trainer's configuration that belong to the backend."""
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """One row of the table.
+
+    Attributes:
+        name: what `backend:` says.
+        implementation: lazy name of the class.
+        package: the import name whose presence makes it available.
+        install: the command that installs it.
+        inert: dotted keys that it does not read, with the reason.
+        prefix: how its trainer classes are named (`TRLDPOTrainer`).
+    """
+
+    name: str
+    implementation: str
+    package: str
+    install: str
+    prefix: str
+    inert: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def available(self) -> bool:
+        """Whether the package is installed; nothing is imported."""
+        try:
+            return importlib.util.find_spec(self.package) is not None
+        except (ImportError, ValueError):
+            return False
+
+
+BACKENDS: dict[str, BackendInfo] = {
+    "trl": BackendInfo(
+        name="trl",
+        implementation="aligntune.backends.trl.backend:TRLBackend",
+        package="trl",
+        install="pip install trl==1.14.2",
+        prefix="TRL",
+    ),
+    "unsloth": BackendInfo(
+        name="unsloth",
+        implementation="aligntune.backends.unsloth.backend:UnslothBackend",
+        package="unsloth",
+        install="pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9",
+        prefix="Unsloth",
+        inert={
+            "model.device": "Unsloth chooses the device itself",
+            "model.attn_implementation": "Unsloth chooses its own attention kernels",
+        },
+    ),
+}
+
+
+def get_backend(name: str) -> Backend:
+    """An instance of the backend called `name`; its training stack is not imported yet.
+
+    Raises:
+        ConfigurationError: unknown name.
+        EnvironmentError: its package is not installed; the hint is the install command.
+    """
+    if name not in BACKENDS:
+        raise ConfigurationError(f"unknown backend '{name}'", hint=nearest(name, BACKENDS))
+    info = BACKENDS[name]
+    if not info.available:
+        other = next(b for b in BACKENDS if b != name)
+        raise EnvironmentError(
+            f"backend '{name}' needs the package '{info.package}', which is not installed",
+            hint=f"run `{info.install}`, or set `backend: {other}`",
+        )
+    return import_attribute(info.implementation)()  # type: ignore[no-any-return]

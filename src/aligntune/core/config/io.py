@@ -1,0 +1,445 @@
+"""From YAML, keyword arguments and overrides to a checked, complete configuration, with all faults in one message.
+
+Precedence: defaults < the `base:` file < the file < keyword arguments and flags < `key=value` overrides.
+
+>>> config = load_config("run.yaml", overrides=["train.max_steps=20"])
+
+Nothing heavy is imported, so a fault is reported before torch is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter
+from pydantic import ValidationError as PydanticError
+
+from aligntune.algorithms.base import ALIASES, AlgorithmParams, parse_params
+from aligntune.core.config.base import UNSET, is_section, to_plain, walk
+from aligntune.core.config.root import RLConfig, RunConfig, SFTConfig
+from aligntune.errors import ConfigurationError
+from aligntune.registry import nearest
+
+S = TypeVar("S")
+Fault = tuple[str, str]
+
+
+class _Loader(yaml.SafeLoader):
+    """`yaml.safe_load` that reads `1e-5` as a number and refuses a key that stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, (str, int, float)) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str = "text") -> Any:
+    """Parse YAML text safely.
+
+    Raises:
+        ConfigurationError: not YAML, or a key stands twice in one mapping; names the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as e:
+        line = e.problem_mark.line + 1 if e.problem_mark else 0
+        raise ConfigurationError(
+            f"{where}:{line}: {e.problem}", hint="mend the YAML there; values with ': ' or '#' need quotes"
+        ) from e
+    except yaml.YAMLError as e:
+        raise ConfigurationError(f"{where}: not YAML ({e})", hint="save the file as UTF-8 text") from e
+
+
+def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML mapping from a file, merged over the file that its `base:` names (relative to itself).
+
+    Raises:
+        ConfigurationError: no such file, not a mapping, or `base:` files that name each other in a circle.
+    """
+    path = Path(path)
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        hint = nearest(path.name, siblings) if siblings else "give the path of a YAML file; `aligntune recipes list` has some"
+        raise ConfigurationError(f"no such config file: {path}", hint=hint, context={"path": str(path)})
+    if path.resolve() in _seen:
+        raise ConfigurationError(f"{path}: `base:` leads back to itself", hint="remove one of the `base:` lines")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ConfigurationError(f"{path}: not UTF-8 text", hint="save the file as UTF-8") from e
+    raw = parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{path}: expected a mapping of settings", hint="start with `model: {name_or_path: ...}`")
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise ConfigurationError(f"{path}: base must be the path of a file", hint="write `base: other.yaml`")
+    return merge(read_yaml(path.parent / base, (*_seen, path.resolve())), raw)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`: mappings are merged key by key, everything else is replaced.
+
+    A plain string for `algo`, `task` or a data set keeps the meaning `{name: string}` while merging; another name
+    replaces the whole section, because parameters belong to their algorithm.
+    """
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if key in ("algo", "task"):
+            old = {"name": old} if isinstance(old, str) else old
+            value = {"name": value} if isinstance(value, str) else value
+            if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) != old.get("name"):
+                old = None
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def set_key(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `raw["a"]["b"] = value` for `a.b`; a number descends into a list (`rewards.0.weight`).
+
+    Raises:
+        ConfigurationError: the path leads through a value that is neither a mapping nor a list.
+    """
+    *parents, last = dotted.split(".")
+    node: Any = raw
+    for part in parents:
+        if isinstance(node, list):
+            node = node[_index(node, part, dotted)]
+            continue
+        child = node.get(part)
+        if isinstance(child, str) and part in ("algo", "task", "dataset"):
+            child = node[part] = {"name": child}
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, (dict, list)):
+            raise ConfigurationError(f"cannot set {dotted}: {part} is {child!r}", hint=f"set {part} itself")
+        node = child
+    if isinstance(node, list):
+        i = _index(node, last, dotted)
+        node[i] = value
+    elif last == "name" and parents in (["algo"], ["task"]) and node.get("name") != value:
+        node.clear()
+        node["name"] = value
+    else:
+        node[last] = value
+
+
+def _index(items: list[Any], part: str, dotted: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigurationError(
+            f"cannot set {dotted}: '{part}' is not one of the {len(items)} entries", hint="count from 0"
+        )
+    if isinstance(items[int(part)], str):
+        items[int(part)] = {("type" if dotted.startswith("rewards") else "name"): items[int(part)]}
+    return int(part)
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Apply `key=value` strings; values are read as YAML (`train.max_steps=20`, `logging.report_to=[wandb]`).
+
+    Raises:
+        ConfigurationError: an override without `=`.
+    """
+    result = _copy(raw)
+    for item in overrides:
+        key, sign, value = item.partition("=")
+        if not sign or not key.strip():
+            raise ConfigurationError(f"'{item}' is not an override", hint="write key=value, such as train.max_steps=20")
+        set_key(result, key.strip(), parse_yaml(value, item) if value.strip() else None)
+    return result
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+def parse_section(cls: type[S], raw: Any, where: str = "") -> S:
+    """Build a section from plain values.
+
+    Raises:
+        ConfigurationError: with every fault of the section, one per line, each with its dotted path.
+    """
+    built, faults = _validate(cls, raw)
+    if faults:
+        raise _error(faults, where)
+    return built  # type: ignore[no-any-return]
+
+
+def _validate(cls: type, raw: Any, prefix: str = "") -> tuple[Any, list[Fault]]:
+    try:
+        return TypeAdapter(cls).validate_python(raw), []
+    except PydanticError as e:
+        faults: dict[str, str] = {}
+        for error in e.errors(include_url=False):
+            path, sentence = _fault(cls, error)
+            faults.setdefault(f"{prefix}{path}", sentence)
+        return None, list(faults.items())
+    except ConfigurationError as e:
+        return None, [(prefix.rstrip("."), f"{e.message}; {e.hint}" if e.hint else e.message)]
+
+
+def _fault(cls: type, error: Any) -> tuple[str, str]:
+    """One pydantic error as (dotted path, sentence)."""
+    steps = [p for p in error["loc"] if isinstance(p, int) or re.fullmatch(r"[A-Za-z_]\w*", str(p))]
+    path, owner = [], cls
+    for step in steps:
+        path.append(str(step))
+        owner = _child(owner, step) or owner
+    names = [f.name for f in dataclasses.fields(_owner(cls, steps[:-1]))] if steps else []
+    if error["type"] in ("unexpected_keyword_argument", "dataclass_exact_type"):
+        return ".".join(path), f"unknown key; {nearest(str(steps[-1]), names)}"
+    if error["type"] in ("missing", "missing_argument"):
+        return ".".join(path), "is missing"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    given = error.get("input")
+    shown = f" (got {given!r})" if not isinstance(given, (dict, list)) and given is not None else ""
+    return ".".join(path), message[:1].lower() + message[1:] + shown
+
+
+def _owner(cls: type, steps: list[Any]) -> Any:
+    owner: Any = cls
+    for step in steps:
+        owner = _child(owner, step) or owner
+    return owner
+
+
+def _child(owner: Any, step: Any) -> Any:
+    """The section class behind a field, seen through Annotated, Optional and list."""
+    if isinstance(step, int) or not dataclasses.is_dataclass(owner):
+        return None
+    return _find_section(get_type_hints(owner, include_extras=True).get(step))
+
+
+def _find_section(hint: Any) -> Any:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return hint
+    return next((found for arg in get_args(hint) if (found := _find_section(arg))), None)
+
+
+def _error(faults: list[Fault], where: str) -> ConfigurationError:
+    prefix = f"{where}: " if where else ""
+    if len(faults) == 1:
+        path, sentence = faults[0]
+        head, _, tail = sentence.partition("; ")
+        return ConfigurationError(
+            f"{prefix}{path}: {head}" if path else f"{prefix}{head}",
+            hint=tail or "`aligntune config schema` lists every key with its type and default",
+            context={"faults": faults},
+        )
+    lines = "\n".join(f"  {path}: {sentence}" if path else f"  {sentence}" for path, sentence in faults)
+    return ConfigurationError(
+        f"{prefix}{len(faults)} settings are wrong\n{lines}",
+        hint="`aligntune config schema` lists every key with its type and default",
+        context={"faults": faults},
+    )
+
+
+def build_config(raw: Mapping[str, Any], where: str = "") -> RLConfig | SFTConfig:
+    """A checked and completed configuration from plain values.
+
+    Raises:
+        ConfigurationError: with every fault: unknown keys, wrong types, contradictions, keys without effect.
+    """
+    raw = _copy(raw)
+    present = [k for k in ("algo", "task") if k in raw]
+    if len(present) != 1:
+        both = "both `algo` and `task`" if present else "neither `algo` nor `task`"
+        extra = "" if present else _stray(raw)
+        raise _error(
+            [("", f"has {both}{extra}; give `algo` for preference or policy optimisation, `task` for supervised tuning")], where
+        )
+    section_name = present[0]
+    cls: type[RLConfig] | type[SFTConfig] = RLConfig if section_name == "algo" else SFTConfig
+    faults: list[Fault] = []
+    stand_in = None
+    try:
+        parsed = parse_params(raw[section_name], cls.kind)
+        if isinstance(parsed, tuple):
+            params, arguments = parsed
+            built, faults = _validate(params, arguments, f"{section_name}.")
+            stand_in = built if built is not None else params()
+            raw[section_name] = stand_in
+    except ConfigurationError as e:
+        key = f"{section_name}.name" if isinstance(raw[section_name], dict) else section_name
+        faults.append((key, f"{e.message}; {e.hint}"))
+        raw[section_name] = AlgorithmParams()
+    config, more = _validate(cls, raw)
+    faults += more
+    if faults:
+        raise _error(faults, where)
+    explicit = {path for path, _ in _leaves(raw)}
+    return resolve(config, explicit=explicit, where=where)
+
+
+def _stray(raw: Mapping[str, Any]) -> str:
+    known = {f.name for c in (RLConfig, SFTConfig) for f in dataclasses.fields(c)}
+    unknown = [k for k in raw if k not in known]
+    return f" (unknown keys: {', '.join(map(str, unknown))}; {nearest(str(unknown[0]), known)})" if unknown else ""
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    if is_section(value):
+        return
+    if isinstance(value, Mapping) and value:
+        for k, v in value.items():
+            yield from _leaves(v, f"{prefix}{k}.")
+    else:
+        yield prefix.rstrip("."), value
+
+
+def resolve(config: Any, *, explicit: set[str] | None = None, where: str = "") -> Any:
+    """Check how the sections fit together, refuse what has no effect, and fill what depends on the algorithm.
+
+    Args:
+        config: an `SFTConfig` or `RLConfig`.
+        explicit: dotted keys that the user wrote; None takes every value that differs from its default.
+
+    Raises:
+        ConfigurationError: with every fault.
+    """
+    explicit = changed_keys(config) if explicit is None else explicit
+    faults = list(config.algorithm.faults(config)) + _common_faults(config)
+    for key, reason in inert_keys(config).items():
+        hit = next((p for p in sorted(explicit) if p == key or p.startswith(f"{key}.")), None)
+        if hit:
+            faults.append((hit, f"has no effect here: {reason}; remove it"))
+    if faults:
+        raise _error(faults, where)
+    if config.train.learning_rate is None:
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, learning_rate=config.algorithm.learning_rate)
+        )
+    return config
+
+
+def changed_keys(config: Any) -> set[str]:
+    """Dotted keys of a configuration whose values differ from the defaults."""
+    changed = set()
+    for path, value in walk(config):
+        owner: Any = config
+        *parents, last = path.split(".")
+        for part in parents:
+            owner = owner[int(part)] if isinstance(owner, list) else getattr(owner, part)
+        field = next((f for f in dataclasses.fields(owner) if f.name == last), None)
+        if field is None or _default(field) != value:
+            changed.add(path)
+    return changed
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    default = field.default
+    if hasattr(default, "default_factory") or hasattr(default, "default"):  # pydantic's FieldInfo
+        factory = default.default_factory
+        default = factory() if factory else default.default
+    if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    return default
+
+
+def inert_keys(config: RunConfig) -> dict[str, str]:
+    """Keys that this algorithm or backend does not read, with the reason."""
+    from aligntune.core.backend import BACKENDS
+
+    keys = {**config.algorithm.inert, **BACKENDS[config.backend].inert}
+    if config.evaluation.dataset is None:
+        keys["evaluation.every"] = "there is no `evaluation.dataset` to evaluate on"
+    if len(config.sources) == 1:
+        prefix = "dataset" if config.kind == "sft" else "datasets.0"
+        keys[f"{prefix}.weight"] = "there is only one data set"
+    keys["evaluation.dataset.weight"] = "there is only one held-out data set"
+    if config.train.save_steps is None:
+        keys["train.save_total_limit"] = "no checkpoints are written without `train.save_steps`"
+    if config.train.max_steps is not None:
+        keys["train.num_epochs"] = "`train.max_steps` is set and decides the length"
+    if not config.train.optimizer.startswith(("adamw", "paged_adamw")):
+        keys |= {f"train.adam_{k}": f"the optimizer is {config.train.optimizer}" for k in ("beta1", "beta2", "epsilon")}
+    return keys
+
+
+def _common_faults(config: RunConfig) -> list[Fault]:
+    faults: list[Fault] = []
+    if config.train.warmup_steps and config.train.warmup_ratio:
+        faults.append(("train.warmup_ratio", "excludes train.warmup_steps; keep one of the two"))
+    if config.model.quantization and config.model.peft is None:
+        faults.append(("model.quantization", "needs adapters, because quantised weights cannot be trained; set model.peft"))
+    return faults
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any] | RLConfig | SFTConfig,
+    *,
+    overrides: Iterable[str] = (),
+    keywords: Mapping[str, Any] | None = None,
+) -> RLConfig | SFTConfig:
+    """Load a configuration from a file, a mapping or an object.
+
+    Args:
+        source: path of a YAML file, plain values, or a configuration.
+        overrides: `key=value` strings; they beat everything else.
+        keywords: dotted keys with values (see `aliases.keywords_to_keys`); UNSET ones are left out.
+
+    Raises:
+        ConfigurationError: with every fault in one message.
+    """
+    where = str(source) if isinstance(source, (str, Path)) else ""
+    if isinstance(source, (str, Path)):
+        raw = read_yaml(source)
+    else:
+        raw = effective(source) if isinstance(source, RunConfig) else dict(source)  # type: ignore[arg-type]
+    raw = _copy(raw)
+    for key, value in (keywords or {}).items():
+        if value is not UNSET:
+            set_key(raw, key, value)
+    return build_config(apply_overrides(raw, overrides), where)
+
+
+def effective(config: Any) -> dict[str, Any]:
+    """Plain values of a configuration without the defaults of keys that have no effect in it."""
+    plain = to_plain(config)
+    changed = changed_keys(config)
+    for key in inert_keys(config):
+        if not any(c == key or c.startswith(f"{key}.") for c in changed):
+            _drop(plain, key.split("."))
+    return plain  # type: ignore[no-any-return]
+
+
+def _drop(plain: Any, steps: list[str]) -> None:
+    for step in steps[:-1]:
+        plain = plain[int(step)] if isinstance(plain, list) else plain.get(step)
+        if plain is None:
+            return
+    plain.pop(steps[-1], None)
+
+
+def dump_config(config: Any) -> str:
+    """A configuration as YAML: every key that has an effect, defaults too. It loads back to the same configuration."""
+    return yaml.safe_dump(effective(config), sort_keys=False, allow_unicode=True)
+
+
+def notices(raw: Mapping[str, Any]) -> list[str]:
+    """One line for each old name that the configuration uses."""
+    algo = raw.get("algo")
+    name = algo.get("name") if isinstance(algo, Mapping) else algo
+    return [f"'{name}' is now called '{ALIASES[name]}'"] if isinstance(name, str) and name in ALIASES else []
