@@ -1,0 +1,60 @@
+"""Device, model loading, run folder, manifest and logging: what every run needs around its trainer.
+
+Names are resolved on first use (PEP 562), so `import aligntune.utils` imports no torch.
+
+>>> from aligntune.utils import DeviceManager
+>>> DeviceManager("cpu").precision("auto")
+'fp32'
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aligntune.errors import (
+        AlignTuneError,
+        ConfigurationError,
+        EnvironmentError,
+        TrainingError,
+        ValidationError,
+    )
+    from aligntune.utils.device import DeviceManager
+    from aligntune.utils.model_loader import Loaded, ModelLoader
+    from aligntune.utils.run_folder import RunFolder
+
+_LAZY = {
+    "AlignTuneError": "aligntune.errors:AlignTuneError",
+    "ConfigurationError": "aligntune.errors:ConfigurationError",
+    "EnvironmentError": "aligntune.errors:EnvironmentError",
+    "TrainingError": "aligntune.errors:TrainingError",
+    "ValidationError": "aligntune.errors:ValidationError",
+    "DeviceManager": "aligntune.utils.device:DeviceManager",
+    "Loaded": "aligntune.utils.model_loader:Loaded",
+    "ModelLoader": "aligntune.utils.model_loader:ModelLoader",
+    "RunFolder": "aligntune.utils.run_folder:RunFolder",
+}
+
+__all__ = [
+    "AlignTuneError",
+    "ConfigurationError",
+    "DeviceManager",
+    "EnvironmentError",
+    "Loaded",
+    "ModelLoader",
+    "RunFolder",
+    "TrainingError",
+    "ValidationError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from aligntune.registry import import_attribute
+
+    return import_attribute(_LAZY[name])
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
