@@ -1,0 +1,66 @@
+"""Shared fixtures, and the environment that every test runs in: offline, one thread, nothing left in the home folder.
+
+The environment is set before anything else is imported, because torch, tokenizers and the hub client read it once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ.update(
+    OMP_NUM_THREADS="1",  # threads that contend make a test several times slower
+    MKL_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    NO_COLOR="1",
+    COLUMNS="120",
+)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share the folder that the main process made
+    _home = tempfile.mkdtemp(prefix="aligntune-tests-")
+    os.environ["HF_HOME"] = _home
+    atexit.register(shutil.rmtree, _home, ignore_errors=True)
+
+import helpers  # noqa: E402 - after the environment is set
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The checkout that the tests stand in."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and small pretrained models beside the checkout; skips where there is none."""
+    folder = REPO.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no folder {folder} with real data and models")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: an untrained Llama (hidden 32, 2 layers) and a byte tokenizer with a chat template."""
+    return helpers.save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_model`, without a chat template."""
+    return helpers.save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-plain", chat=False)
+
+
+@pytest.fixture(scope="session")
+def stories260k(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of the really trained 260k-parameter story model (no chat template, no pad token)."""
+    source = shared / "models" / "stories260K"
+    return helpers.convert_stories260k(source, tmp_path_factory.mktemp("models") / "stories260k")
