@@ -121,7 +121,9 @@ def get_algorithm(name: str) -> type[AlgorithmParams]:
     if name not in ALGORITHMS and (name in TASKS or name == "sft"):
         raise ConfigurationError(
             f"'{name}' is a supervised task, not an RL algorithm",
-            hint="write `task: " + (name if name != "sft" else "instruction_following") + "` in place of `algo:`",
+            hint="write `task: "
+            + (name if name != "sft" else "instruction_following")
+            + "` in place of `algo:`",
         )
     return ALGORITHMS.get(name)
 
@@ -134,7 +136,9 @@ def get_task(name: str) -> type[AlgorithmParams]:
     """
     _import_all()
     if name not in TASKS and name in ALGORITHMS:
-        raise ConfigurationError(f"'{name}' is an algorithm, not a task", hint=f"write `algo: {name}` in place of `task:`")
+        raise ConfigurationError(
+            f"'{name}' is an algorithm, not a task", hint=f"write `algo: {name}` in place of `task:`"
+        )
     return TASKS.get(name)
 
 
@@ -162,5 +166,7 @@ def parse_params(value: Any, kind: Kind) -> Any:
     get, names = (get_algorithm, algorithm_names) if kind == "rl" else (get_task, task_names)
     label = "algo" if kind == "rl" else "task"
     if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
-        raise ConfigurationError(f"{label} needs a name", hint=f"write `{label}: {{name: ...}}`; " + nearest("", names()))
+        raise ConfigurationError(
+            f"{label} needs a name", hint=f"write `{label}: {{name: ...}}`; " + nearest("", names())
+        )
     return get(raw["name"]), {k: v for k, v in raw.items() if k != "name"}

@@ -88,7 +88,9 @@ class GRPO(AlgorithmParams):
                 )
             )
         if not config.rewards:
-            found.append(("rewards", "is empty; GRPO needs at least one, for example `rewards: [math_correctness]`"))
+            found.append(
+                ("rewards", "is empty; GRPO needs at least one, for example `rewards: [math_correctness]`")
+            )
         elif all(r.weight == 0 for r in config.rewards):
             found.append(("rewards", "have only zero weights, so every advantage would be 0"))
         g = config.generation

@@ -77,17 +77,25 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        hint = nearest(path.name, siblings) if siblings else "give the path of a YAML file; `aligntune recipes list` has some"
+        hint = (
+            nearest(path.name, siblings)
+            if siblings
+            else "give the path of a YAML file; `aligntune recipes list` has some"
+        )
         raise ConfigurationError(f"no such config file: {path}", hint=hint, context={"path": str(path)})
     if path.resolve() in _seen:
-        raise ConfigurationError(f"{path}: `base:` leads back to itself", hint="remove one of the `base:` lines")
+        raise ConfigurationError(
+            f"{path}: `base:` leads back to itself", hint="remove one of the `base:` lines"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
         raise ConfigurationError(f"{path}: not UTF-8 text", hint="save the file as UTF-8") from e
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
-        raise ConfigurationError(f"{path}: expected a mapping of settings", hint="start with `model: {name_or_path: ...}`")
+        raise ConfigurationError(
+            f"{path}: expected a mapping of settings", hint="start with `model: {name_or_path: ...}`"
+        )
     base = raw.pop("base", None)
     if base is None:
         return raw
@@ -108,7 +116,11 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         if key in ("algo", "task"):
             old = {"name": old} if isinstance(old, str) else old
             value = {"name": value} if isinstance(value, str) else value
-            if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) != old.get("name"):
+            if (
+                isinstance(old, dict)
+                and isinstance(value, dict)
+                and value.get("name", old.get("name")) != old.get("name")
+            ):
                 old = None
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
@@ -164,7 +176,9 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
     for item in overrides:
         key, sign, value = item.partition("=")
         if not sign or not key.strip():
-            raise ConfigurationError(f"'{item}' is not an override", hint="write key=value, such as train.max_steps=20")
+            raise ConfigurationError(
+                f"'{item}' is not an override", hint="write key=value, such as train.max_steps=20"
+            )
         set_key(result, key.strip(), parse_yaml(value, item) if value.strip() else None)
     return result
 
@@ -268,7 +282,13 @@ def build_config(raw: Mapping[str, Any], where: str = "") -> RLConfig | SFTConfi
         both = "both `algo` and `task`" if present else "neither `algo` nor `task`"
         extra = "" if present else _stray(raw)
         raise _error(
-            [("", f"has {both}{extra}; give `algo` for preference or policy optimisation, `task` for supervised tuning")], where
+            [
+                (
+                    "",
+                    f"has {both}{extra}; give `algo` for preference or policy optimisation, `task` for supervised tuning",
+                )
+            ],
+            where,
         )
     section_name = present[0]
     cls: type[RLConfig] | type[SFTConfig] = RLConfig if section_name == "algo" else SFTConfig
@@ -296,7 +316,11 @@ def build_config(raw: Mapping[str, Any], where: str = "") -> RLConfig | SFTConfi
 def _stray(raw: Mapping[str, Any]) -> str:
     known = {f.name for c in (RLConfig, SFTConfig) for f in dataclasses.fields(c)}
     unknown = [k for k in raw if k not in known]
-    return f" (unknown keys: {', '.join(map(str, unknown))}; {nearest(str(unknown[0]), known)})" if unknown else ""
+    return (
+        f" (unknown keys: {', '.join(map(str, unknown))}; {nearest(str(unknown[0]), known)})"
+        if unknown
+        else ""
+    )
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -374,7 +398,10 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
     if config.train.max_steps is not None:
         keys["train.num_epochs"] = "`train.max_steps` is set and decides the length"
     if not config.train.optimizer.startswith(("adamw", "paged_adamw")):
-        keys |= {f"train.adam_{k}": f"the optimizer is {config.train.optimizer}" for k in ("beta1", "beta2", "epsilon")}
+        keys |= {
+            f"train.adam_{k}": f"the optimizer is {config.train.optimizer}"
+            for k in ("beta1", "beta2", "epsilon")
+        }
     return keys
 
 
@@ -383,7 +410,12 @@ def _common_faults(config: RunConfig) -> list[Fault]:
     if config.train.warmup_steps and config.train.warmup_ratio:
         faults.append(("train.warmup_ratio", "excludes train.warmup_steps; keep one of the two"))
     if config.model.quantization and config.model.peft is None:
-        faults.append(("model.quantization", "needs adapters, because quantised weights cannot be trained; set model.peft"))
+        faults.append(
+            (
+                "model.quantization",
+                "needs adapters, because quantised weights cannot be trained; set model.peft",
+            )
+        )
     return faults
 
 

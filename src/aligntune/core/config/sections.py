@@ -123,12 +123,18 @@ class TrainConfig:
     warmup_ratio: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Warm-up as a share of all steps; excludes `warmup_steps`."""
     lr_scheduler: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
     ] = "linear"
     """Learning-rate schedule after the warm-up (Transformers)."""
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "sgd", "adafactor"] = (
-        "adamw_torch_fused"
-    )
+    optimizer: Literal[
+        "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "sgd", "adafactor"
+    ] = "adamw_torch_fused"
     """Optimizer (Transformers)."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay (Transformers)."""

@@ -1,0 +1,71 @@
+"""`TRLDPOTrainer`, `UnslothGRPOTrainer` and the rest: the join of an algorithm and a backend, from one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from aligntune.algorithms.base import algorithm_names
+from aligntune.core.backend import BACKENDS, get_backend
+
+SPELLING = {
+    "dr_grpo": "DRGRPO",
+    "counterfactual_grpo": "CounterFactGRPO",
+    "meta_es": "MetaES",
+    "neural_mirror": "NeuralMirror",
+}
+"""Algorithms whose class name is not their key in capitals."""
+
+
+def trainer_names(backend: str, kind: str) -> dict[str, str]:
+    """Class name to algorithm key ("" for the supervised trainer), for one backend and kind of run."""
+    prefix = BACKENDS[backend].prefix
+    if kind == "sft":
+        return {f"{prefix}SFTTrainer": ""}
+    return {f"{prefix}{SPELLING.get(key, key.upper())}Trainer": key for key in algorithm_names()}
+
+
+@cache
+def trainer_type(backend: str, kind: str, name: str) -> type:
+    """The trainer class called `name`.
+
+    Raises:
+        AttributeError: there is no such trainer.
+    """
+    names = trainer_names(backend, kind)
+    if name not in names:
+        raise AttributeError(f"no trainer '{name}'; there are: {', '.join(names)}")
+    from aligntune.core.rl import TrainerBase
+    from aligntune.core.sft import SFTTrainerBase
+    from aligntune.errors import ConfigurationError
+
+    key = names[name]
+    base: Any = SFTTrainerBase if kind == "sft" else TrainerBase
+
+    def init(self: Any, config: Any) -> None:
+        if config.backend != backend or (key and config.algorithm.key != key):
+            raise ConfigurationError(
+                f"{name} takes a configuration with backend {backend}" + (f" and algo {key}" if key else ""),
+                hint="use create_trainer(config), which picks the class",
+            )
+        base.__init__(self, config, backend=get_backend(backend))
+
+    doc = f"{key or 'Supervised fine-tuning'} on {BACKENDS[backend].name}; see `aligntune.core.trainer.Trainer`."
+    return type(
+        name,
+        (base,),
+        {"__init__": init, "__doc__": doc, "__module__": f"aligntune.backends.{backend}.{kind}"},
+    )
+
+
+def exporter(backend: str, kinds: tuple[str, ...]) -> tuple[Callable[[str], type], list[str]]:
+    """A module's `__getattr__` and `__all__` for the trainers of these kinds."""
+    where = {name: kind for kind in kinds for name in trainer_names(backend, kind)}
+
+    def get(name: str) -> type:
+        if name not in where:
+            raise AttributeError(f"no trainer '{name}'; there are: {', '.join(where)}")
+        return trainer_type(backend, where[name], name)
+
+    return get, list(where)

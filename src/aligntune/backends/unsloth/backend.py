@@ -1,0 +1,131 @@
+"""The Unsloth backend: Unsloth's model loading, and the same trainer definitions, which its import rebinds.
+
+Unsloth must be imported before TRL, Transformers and PEFT, in a process of its own. Without a GPU its CPU backend trains
+for real (2026.10.9). Every value is passed explicitly, because its defaults differ (4 bit loading is on by default,
+seeds are 3407).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from typing import Any
+
+from aligntune.algorithms.base import AlgorithmParams
+from aligntune.core.config.root import RunConfig
+from aligntune.core.isolation import enter_unsloth
+from aligntune.errors import ConfigurationError, EnvironmentError
+from aligntune.registry import import_attribute
+
+
+class UnslothBackend:
+    """See `aligntune.core.backend.Backend`."""
+
+    name = "unsloth"
+
+    def prepare(self, config: RunConfig) -> None:
+        """Import Unsloth first of all, with its statistics off and its compile cache out of the working folder.
+
+        Raises:
+            EnvironmentError: TRL, Transformers or PEFT came first, or Unsloth finds no usable device.
+        """
+        if "unsloth" in sys.modules:
+            return
+        enter_unsloth()
+        os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+        os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
+        os.environ.setdefault(
+            "UNSLOTH_COMPILE_LOCATION", os.path.join(tempfile.mkdtemp(prefix="aligntune-unsloth-"), "cache")
+        )
+        try:
+            with contextlib.redirect_stdout(
+                sys.stderr
+            ):  # it prints a banner; standard output is the command's own
+                import_attribute("unsloth:FastLanguageModel")
+        except (ImportError, NotImplementedError) as e:
+            raise EnvironmentError(
+                f"Unsloth cannot be used on this machine: {e}",
+                hint="install the tested versions (constraints.txt), or set `backend: trl`",
+            ) from e
+        if on_cpu():
+            _refuse_on_cpu(config)
+
+    def load_model(self, config: RunConfig) -> Any:
+        """Through `FastLanguageModel`; adapters before the trainer, with the run's seed."""
+        import torch
+
+        from aligntune.utils.device import DeviceManager
+        from aligntune.utils.model_loader import Loaded
+        from aligntune.utils.tokenizer import prepare_tokenizer
+
+        fast = import_attribute("unsloth:FastLanguageModel")
+        m, peft = config.model, config.model.peft
+        precision = DeviceManager("auto").precision(m.precision)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        with contextlib.redirect_stdout(sys.stderr):
+            model, tokenizer = fast.from_pretrained(
+                model_name=m.name_or_path,
+                revision=m.revision,
+                max_seq_length=m.max_seq_length,
+                dtype=dtype,
+                load_in_4bit=m.quantization == "4bit",
+                load_in_8bit=m.quantization == "8bit",
+                full_finetuning=peft is None,
+                trust_remote_code=m.trust_remote_code,
+                use_gradient_checkpointing=config.train.gradient_checkpointing,
+            )
+            if peft is not None:
+                model = fast.get_peft_model(
+                    model,
+                    r=peft.r,
+                    lora_alpha=peft.alpha,
+                    lora_dropout=peft.dropout,
+                    target_modules=peft.target_modules,
+                    modules_to_save=peft.modules_to_save,
+                    use_rslora=peft.use_rslora,
+                    bias="none",
+                    use_gradient_checkpointing=config.train.gradient_checkpointing,
+                    random_state=config.train.seed,
+                    max_seq_length=m.max_seq_length,
+                )
+        notes = prepare_tokenizer(tokenizer, m, training=True)
+        for settings in (model.config, model.generation_config):
+            settings.pad_token_id = tokenizer.pad_token_id
+        return Loaded(model=model, tokenizer=tokenizer, path=m.name_or_path, notes=notes)
+
+    def trainer_class(self, params: AlgorithmParams) -> type:
+        found: type = import_attribute(params.trainer)
+        return found
+
+    def args_class(self, params: AlgorithmParams) -> type:
+        found: type = import_attribute(params.args)
+        return found
+
+    def arguments(self, config: RunConfig) -> dict[str, Any]:
+        return {}
+
+
+def on_cpu() -> bool:
+    """Whether the imported Unsloth runs its CPU backend."""
+    return bool(getattr(sys.modules.get("unsloth"), "_IS_CPU_BACKEND", False))
+
+
+def _refuse_on_cpu(config: RunConfig) -> None:
+    """Refuse what Unsloth's CPU backend would change in silence.
+
+    Raises:
+        ConfigurationError: packing, or an 8-bit optimizer.
+    """
+    refused = {
+        "task.packing": getattr(config.algorithm, "packing", False),
+        "train.optimizer": "8bit" in config.train.optimizer,
+        "model.peft.use_dora": config.model.peft is not None and config.model.peft.use_dora,
+    }
+    for key, hit in refused.items():
+        if hit:
+            raise ConfigurationError(
+                f"{key} has no effect on Unsloth's CPU backend, which would ignore it without a word",
+                hint=f"change {key}, set `backend: trl`, or run on a GPU",
+            )

@@ -1,0 +1,5 @@
+"""Unsloth trainers for supervised fine-tuning."""
+
+from aligntune.backends.names import exporter
+
+__getattr__, __all__ = exporter("unsloth", ("sft",))

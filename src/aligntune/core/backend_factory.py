@@ -1,0 +1,260 @@
+"""From a configuration, or plain keyword arguments, to a trainer; and what there is to choose from.
+
+    trainer = create_sft_trainer(model_name="gpt2", dataset_name="data.jsonl", backend="trl", max_steps=100)
+    trainer.train()
+
+Backend and algorithm are strings; choosing imports neither TRL nor Unsloth.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from aligntune.algorithms.base import Kind, algorithm_names, get_algorithm, get_task, task_names
+from aligntune.backends.names import trainer_names, trainer_type
+from aligntune.core.arguments import trainer_arguments
+from aligntune.core.backend import BACKENDS, BackendType, TrainingType, get_backend
+from aligntune.core.config import RLConfig, RunConfig, SFTConfig, load_config
+from aligntune.core.config.aliases import keywords_to_keys
+from aligntune.core.config.io import effective, resolve
+from aligntune.core.trainer import Trainer
+from aligntune.errors import AlignTuneError, ConfigurationError, EnvironmentError
+from aligntune.registry import nearest
+from aligntune.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+RLAlgorithm = StrEnum("RLAlgorithm", {name.upper(): name for name in algorithm_names()})  # type: ignore[misc]
+RLAlgorithm.__doc__ = "The algorithms, derived from `aligntune/algorithms/`."
+ConfigSource = str | Path | Mapping[str, Any] | RunConfig
+
+
+@dataclass(frozen=True)
+class BackendConfig:
+    """Which trainer to make.
+
+    Attributes:
+        training_type: supervised (`sft`) or preference and policy optimisation (`rl`).
+        backend: `trl` or `unsloth`.
+        algorithm: the algorithm's name; for `rl`.
+        task_type: the task's name; for `sft`.
+        isolation: `auto` or `process`, as in the configuration.
+        fallback: the backend to use, with a warning, where `backend` is not installed; None raises instead.
+    """
+
+    training_type: TrainingType | str
+    backend: BackendType | str = BackendType.TRL
+    algorithm: str | None = None
+    task_type: str | None = None
+    isolation: Literal["auto", "process"] = "auto"
+    fallback: BackendType | str | None = None
+
+    def __post_init__(self) -> None:
+        if str(self.training_type) not in ("sft", "rl"):
+            raise ConfigurationError(
+                f"unknown training type '{self.training_type}'",
+                hint=nearest(str(self.training_type), ["sft", "rl"]),
+            )
+        for name in (self.backend, self.fallback):
+            if name is not None and str(name) not in BACKENDS:
+                raise ConfigurationError(f"unknown backend '{name}'", hint=nearest(str(name), BACKENDS))
+
+
+def create_trainer(config: ConfigSource, *, expect: Kind | None = None) -> Trainer:
+    """The trainer of a configuration.
+
+    Args:
+        config: a path, a mapping, or an `SFTConfig` or `RLConfig`.
+        expect: "sft" or "rl" to refuse the other kind.
+
+    Raises:
+        ConfigurationError: the configuration is wrong, with every fault.
+        EnvironmentError: its backend is not installed.
+    """
+    loaded = resolve(config) if isinstance(config, (SFTConfig, RLConfig)) else load_config(config)  # type: ignore[arg-type]
+    if expect and loaded.kind != expect:
+        raise ConfigurationError(
+            f"the configuration has `{'algo' if loaded.kind == 'rl' else 'task'}`, which is not for this function",
+            hint=f"use create_{loaded.kind}_trainer",
+        )
+    if loaded.isolation == "process":
+        from aligntune.core.process import ProcessTrainer
+
+        get_backend(loaded.backend)
+        return ProcessTrainer(loaded)  # type: ignore[return-value]
+    key = "" if loaded.kind == "sft" else loaded.algorithm.key
+    name = next(n for n, k in trainer_names(loaded.backend, loaded.kind).items() if k == key)
+    trainer: Trainer = trainer_type(loaded.backend, loaded.kind, name)(loaded)
+    return trainer
+
+
+def create_sft_trainer(config: ConfigSource | None = None, **keywords: Any) -> Trainer:
+    """A trainer for supervised fine-tuning.
+
+    Args:
+        config: a file, mapping or configuration to start from; keyword arguments beat it.
+        keywords: `model_name`, `dataset_name`, `task_type`, `backend`, `output_dir`, `max_steps`, `learning_rate` ...
+            (docs/configuration.md lists them all), a parameter of the task, or a dotted key with `__` for the dot.
+
+    Raises:
+        ConfigurationError: an unknown argument (the nearest is named), or a wrong configuration.
+    """
+    return _create("sft", config, keywords, {"task": {"name": "instruction_following"}})
+
+
+def create_rl_trainer(config: ConfigSource | None = None, **keywords: Any) -> Trainer:
+    """A trainer for preference or policy optimisation.
+
+    Args:
+        config: a file, mapping or configuration to start from; keyword arguments beat it.
+        keywords: as for `create_sft_trainer`, with `algorithm`, `rewards`, `reward_functions` and
+            `reward_function_weights`, and the parameters of the algorithm (`beta`, `num_generations` ...).
+
+    Raises:
+        ConfigurationError: an unknown argument (the nearest is named), or a wrong configuration.
+    """
+    return _create("rl", config, keywords, {})
+
+
+def _create(
+    kind: Kind, config: ConfigSource | None, keywords: dict[str, Any], start: dict[str, Any]
+) -> Trainer:
+    keys = keywords_to_keys(kind, keywords)
+    if config is None:
+        data: Any = {"dataset": {}} if kind == "sft" else {"datasets": [{}]}
+        config = {**start, **data}
+        wanted = {
+            "model_name": "model.name_or_path",
+            "dataset_name": "dataset.name" if kind == "sft" else "datasets.0.name",
+        }
+        if kind == "rl":
+            wanted["algorithm"] = "algo.name"
+        missing = [k for k, dotted in wanted.items() if dotted not in keys]
+        if missing:
+            raise ConfigurationError(f"missing arguments: {', '.join(missing)}", hint="or give config=<file>")
+    loaded = load_config(config, keywords=keys)  # type: ignore[arg-type]
+    return create_trainer(loaded, expect=kind)
+
+
+class BackendFactory:
+    """The class form of the two functions, for scripts that choose by enums."""
+
+    @staticmethod
+    def create_trainer(backend_config: BackendConfig, **keywords: Any) -> Trainer:
+        """The trainer that a `BackendConfig` and keyword arguments describe.
+
+        Raises:
+            EnvironmentError: the backend is not installed and there is no `fallback`.
+        """
+        chosen = str(backend_config.backend)
+        if backend_config.fallback and not BACKENDS[chosen].available:
+            log.warning("backend '%s' is not installed: using '%s' as asked", chosen, backend_config.fallback)
+            chosen = str(backend_config.fallback)
+        given = {"backend": chosen, "isolation": backend_config.isolation, **keywords}
+        if str(backend_config.training_type) == "sft":
+            if backend_config.task_type:
+                given["task_type"] = str(backend_config.task_type)
+            return create_sft_trainer(**given)
+        if backend_config.algorithm:
+            given["algorithm"] = str(backend_config.algorithm)
+        return create_rl_trainer(**given)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def list_backends() -> dict[str, dict[str, Any]]:
+    """Each backend with `available`, `version`, `install` and what it trains; nothing is imported."""
+    return {
+        name: {
+            "available": info.available,
+            "version": _version(info.package),
+            "install": info.install,
+            "algorithms": [*task_names(), *algorithm_names()],
+        }
+        for name, info in BACKENDS.items()
+    }
+
+
+def get_backend_status() -> dict[str, dict[str, Any]]:
+    """The same as `list_backends`, under the paper's name."""
+    return list_backends()
+
+
+def validate_backend_selection(backend: str, algorithm: str | None = None) -> str:
+    """Check that a backend exists and is installed, and that the algorithm or task exists; returns the backend's name.
+
+    Raises:
+        ConfigurationError: an unknown name.
+        EnvironmentError: the backend's package is missing.
+    """
+    get_backend(str(backend))
+    if algorithm is not None and algorithm not in task_names():
+        get_algorithm(str(algorithm))
+    return str(backend)
+
+
+def list_algorithms() -> dict[str, dict[str, str]]:
+    """Each algorithm and task with its `kind`, one-line `summary` and the `data` that it needs."""
+    found: dict[str, dict[str, str]] = {}
+    for cls in [*map(get_task, task_names()), *map(get_algorithm, algorithm_names())]:
+        summary = (cls.__doc__ or "").strip().splitlines()[0]
+        found[cls.key] = {"kind": cls.kind, "summary": summary, "data": str(cls.data)}
+    return found
+
+
+def list_rewards() -> list[Any]:
+    """The registered rewards; see `aligntune.rewards.RewardRegistry.list_rewards`."""
+    from aligntune.rewards import RewardRegistry
+
+    return RewardRegistry.list_rewards()  # type: ignore[no-any-return]
+
+
+def describe(config: RunConfig) -> dict[str, Any]:
+    """What a configuration will do, as plain values and without importing torch: for `--dry-run`."""
+    t, params = config.train, config.algorithm
+    batch = t.per_device_batch_size * t.gradient_accumulation_steps
+    arithmetic: dict[str, Any] = {
+        "per_device_batch_size": t.per_device_batch_size,
+        "gradient_accumulation_steps": t.gradient_accumulation_steps,
+        "sequences_per_step_and_device": batch,
+        "length": f"{t.max_steps} steps" if t.max_steps else f"{t.num_epochs:g} epochs",
+    }
+    if params.uses_rewards:
+        generations = params.num_generations  # type: ignore[attr-defined]
+        arithmetic["completions_per_prompt"] = generations
+        arithmetic["prompts_per_step_and_device"] = batch / generations
+    device, precision = config.model.device, config.model.precision
+    arguments = trainer_arguments(config, device=device, precision=precision, output_dir=config.output_dir)
+    for key in ("bf16", "fp16", "use_cpu"):
+        if "auto" in (device, precision):
+            arguments[key] = "chosen from the hardware"
+    key = "" if config.kind == "sft" else params.key
+    return {
+        "algorithm": params.key,
+        "kind": config.kind,
+        "backend": config.backend,
+        "backend_available": BACKENDS[config.backend].available,
+        "trainer": next(n for n, k in trainer_names(config.backend, config.kind).items() if k == key),
+        "library_class": params.trainer.replace(":", "."),
+        "data_schema": str(params.data),
+        "batch": arithmetic,
+        "config": effective(config),
+        "arguments": arguments,
+    }
+
+
+__all__ = [
+    "AlignTuneError", "BackendConfig", "BackendFactory", "BackendType", "EnvironmentError", "RLAlgorithm", "TrainingType",
+    "create_rl_trainer", "create_sft_trainer", "create_trainer", "describe", "get_backend_status", "list_algorithms",
+    "list_backends", "list_rewards", "validate_backend_selection",
+]  # fmt: skip

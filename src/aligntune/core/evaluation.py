@@ -1,0 +1,151 @@
+"""What `evaluate()` measures for each kind of data, on rows that were prepared exactly as in training.
+
+| rows | values |
+|---|---|
+| text, messages, prompt/completion | `eval_nll` (per token, token-weighted), `eval_perplexity`, `eval_tokens` |
+| preference pairs | `eval_loss`, `eval_rewards/accuracies`, `eval_rewards/margins` against the reference |
+| prompts | `eval_reward`, `eval_rewards/<name>`, `eval_completions/mean_length` |
+
+The measures themselves live in `aligntune.eval`; this is the choice among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from aligntune.algorithms.base import Schema
+
+if TYPE_CHECKING:
+    from aligntune.core.trainer import Trainer
+
+PRIMARY = (("eval_rewards/accuracies", True), ("eval_reward", True), ("eval_nll", False))
+"""The value that decides which evaluation was the best, and whether larger is better."""
+
+
+def improves(values: dict[str, float], best: float | None) -> float | None:
+    """The primary value if it beats `best`, else None."""
+    for name, larger in PRIMARY:
+        if name in values:
+            value = values[name]
+            beats = best is None or (value > best if larger else value < best)
+            return value if beats else None
+    return None
+
+
+def evaluate_model(trainer: Trainer, prepared: Any) -> dict[str, float]:
+    """Measure the trainer's model on prepared rows; every key starts with `eval_`."""
+    schema = trainer.config.algorithm.data
+    measure = {Schema.PREFERENCE: _preference, Schema.PROMPT: _reward}.get(schema, _likelihood)
+    return {f"eval_{name}": value for name, value in measure(trainer, prepared.dataset).items()}
+
+
+def _likelihood(trainer: Trainer, rows: Any) -> dict[str, float]:
+    from aligntune.eval.likelihood import completion_nll
+
+    scored = completion_nll(
+        trainer.model,
+        trainer.tokenizer,
+        list(rows),
+        batch_size=trainer.config.evaluation.batch_size,
+        max_length=trainer.config.model.max_seq_length,
+        train_on=getattr(trainer.config.algorithm, "train_on", "all"),
+    )
+    tokens = sum(n for _, n in scored)
+    nll = sum(s for s, _ in scored) / tokens
+    return {
+        "nll": nll,
+        "perplexity": math.exp(min(nll, 700.0)),
+        "tokens": float(tokens),
+        "rows": float(len(scored)),
+    }
+
+
+def _preference(trainer: Trainer, rows: Any) -> dict[str, float]:
+    from aligntune.eval.likelihood import pair_logps
+
+    settings = {
+        "batch_size": trainer.config.evaluation.batch_size,
+        "max_length": trainer.config.model.max_seq_length,
+    }
+    pairs = list(rows)
+    policy = pair_logps(trainer.model, trainer.tokenizer, pairs, **settings)
+    with reference_of(trainer) as reference:
+        base = pair_logps(reference, trainer.tokenizer, pairs, **settings)
+    beta = float(getattr(trainer.config.algorithm, "beta", 1.0))
+    margins = [beta * ((pc - pr) - (bc - br)) for (pc, pr), (bc, br) in zip(policy, base, strict=True)]
+    n = len(margins)
+    return {
+        "loss": sum(math.log1p(math.exp(-abs(m))) + max(-m, 0.0) for m in margins) / n,
+        "rewards/accuracies": sum(m > 0 for m in margins) / n,
+        "rewards/margins": sum(margins) / n,
+        "rows": float(n),
+    }
+
+
+@contextmanager
+def reference_of(trainer: Trainer) -> Iterator[Any]:
+    """The reference model: the trainer's own, the model with its adapter off, or the starting weights loaded again."""
+    kept = getattr(trainer._hf, "ref_model", None)
+    model = trainer.model
+    if kept is not None:
+        yield kept
+    elif hasattr(model, "disable_adapter"):
+        if "ref" in model.peft_config:
+            active = model.active_adapter
+            model.set_adapter("ref")
+            try:
+                yield model
+            finally:
+                model.set_adapter(active)
+        else:
+            with model.disable_adapter():
+                yield model
+    else:
+        yield trainer.backend.load_model(trainer.config).model.to(model.device).eval()
+
+
+def _reward(trainer: Trainer, rows: Any) -> dict[str, float]:
+    prompts, answers, columns = answer_rows(trainer, rows)
+    scores = trainer.rewards.score_batch(answers, columns)
+    lengths = [len(ids) for ids in trainer.tokenizer(answers, add_special_tokens=False)["input_ids"]]
+    values = {
+        "reward": _mean(scores.total),
+        "completions/mean_length": _mean(lengths),
+        "rows": float(len(prompts)),
+    }
+    values |= {f"rewards/{name}": _mean(component) for name, component in scores.components.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def answer_rows(trainer: Trainer, rows: Any) -> tuple[list[Any], list[str], dict[str, list[Any]]]:
+    """Prompts, one answer each, and the columns that rewards may read."""
+    columns = {name: list(rows[name]) for name in rows.column_names}
+    prompts = columns["prompt"]
+    limit = getattr(trainer.config, "generation", trainer.config.evaluation)
+    most = getattr(limit, "max_completion_length", trainer.config.evaluation.max_new_tokens)
+    return (
+        prompts,
+        trainer.generate(prompts, max_new_tokens=min(most, trainer.config.evaluation.max_new_tokens)),
+        columns,
+    )
+
+
+def sample_answers(trainer: Trainer, prepared: Any, count: int) -> list[dict[str, Any]]:
+    """Answers to the first `count` held-out prompts, for `samples.jsonl`; rows without a prompt give none."""
+    rows = prepared.dataset.select(range(min(count, len(prepared.dataset))))
+    if trainer.config.algorithm.data is Schema.MESSAGES:
+        prompts = [row["messages"][:-1] for row in rows if len(row["messages"]) > 1]
+    elif "prompt" in rows.column_names:
+        prompts = list(rows["prompt"])
+    else:
+        return []
+    answers = trainer.generate(prompts) if prompts else []
+    return [{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)]
+
+
+def _mean(values: list[Any]) -> Any:
+    present = [float(v) for v in values if v is not None]
+    return sum(present) / len(present) if present else None

@@ -1,0 +1,166 @@
+"""Keeping one backend out of another's run: flags, an import guard, a refusal, and a fingerprint of the training code.
+
+Importing Unsloth rewrites classes of TRL, Transformers and PEFT for the rest of the process, and nothing undoes it.
+So a TRL run refuses to start where Unsloth was imported, blocks its import from then on, and records a hash of the
+code that it trains with. The three environment flags of the paper are set too, for programs that look at them; no
+library reads them.
+
+It does not isolate by itself: only a process does (`isolation: process`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import os
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from aligntune.errors import EnvironmentError
+
+FLAGS = ("PURE_TRL_MODE", "TRL_ONLY_MODE", "DISABLE_UNSLOTH_FOR_TRL")
+"""Set while TRL is selected, cleared for Unsloth (the paper, section 3.4.1)."""
+FOREIGN = ("unsloth", "unsloth_zoo")
+PATCHED_LIBRARIES = ("trl", "transformers", "peft")
+"""What Unsloth replaces parts of, and must therefore be imported before."""
+_FINGERPRINTED = (
+    "trl.trainer.", "transformers.trainer", "transformers.modeling_utils", "transformers.generation.utils",
+    "transformers.models.", "transformers.masking_utils", "transformers.training_args", "transformers.optimization",
+    "peft.peft_model", "peft.tuners.lora", "accelerate.accelerator", "accelerate.optimizer",
+)  # fmt: skip
+_ALLOWED = {"is_unsloth_available"}  # TRL's own probe, which only has the word in its name
+
+
+class _BlockedLoader:
+    """Lets `find_spec` see the package, and refuses to execute it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def create_module(self, spec: Any) -> None:
+        return None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        raise ImportError(
+            f"'{self.name}' must not be imported in a run with `backend: trl`: it would replace the code that is training. "
+            "Use it in another process, or set `backend: unsloth`."
+        )
+
+
+class _Guard:
+    """A meta path finder that answers for Unsloth before the ordinary one does."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
+        if name.partition(".")[0] not in FOREIGN:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None:
+            spec.loader = _BlockedLoader(name)  # type: ignore[assignment]
+        return spec
+
+
+def imported(packages: Sequence[str] = FOREIGN) -> list[str]:
+    """Which of these packages this process has imported."""
+    return [p for p in packages if p in sys.modules]
+
+
+def enter_trl() -> None:
+    """Set the flags and the guard for a TRL run.
+
+    Raises:
+        EnvironmentError: Unsloth is imported already.
+    """
+    if found := imported():
+        raise EnvironmentError(
+            f"`backend: trl` cannot run here: '{found[0]}' was imported in this process and has replaced parts of TRL",
+            hint="start a fresh process (`aligntune train FILE`), or set `isolation: process`",
+        )
+    for flag in FLAGS:
+        os.environ[flag] = "1"
+    if not any(isinstance(f, _Guard) for f in sys.meta_path):
+        sys.meta_path.insert(0, _Guard())  # type: ignore[arg-type]
+
+
+def enter_unsloth() -> None:
+    """Clear the flags and the guard, before Unsloth is imported.
+
+    Raises:
+        EnvironmentError: a library that Unsloth replaces parts of was imported before it.
+    """
+    if not imported() and (early := imported(PATCHED_LIBRARIES)):
+        raise EnvironmentError(
+            f"`backend: unsloth` cannot start here: '{early[0]}' was imported first, and Unsloth must come before it",
+            hint="start a fresh process (`aligntune train FILE`), or set `isolation: process`",
+        )
+    for flag in FLAGS:
+        os.environ.pop(flag, None)
+    sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _Guard)]
+
+
+def _code_hash(code: types.CodeType) -> str:
+    h = hashlib.sha256(code.co_code)
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            h.update(_code_hash(const).encode())
+        else:
+            h.update(repr(sorted(map(repr, const)) if isinstance(const, frozenset) else const).encode())
+    h.update(repr((code.co_names, code.co_varnames)).encode())
+    return h.hexdigest()
+
+
+def _functions(module: types.ModuleType) -> Iterator[tuple[str, types.FunctionType]]:
+    """Functions and methods reachable from a module's names, as (qualified name, function)."""
+    for name, value in sorted(vars(module).items()):
+        if isinstance(value, types.FunctionType):
+            yield f"{module.__name__}.{name}", value
+        elif isinstance(value, type) and value.__module__.partition(".")[0] in (
+            module.__name__.partition(".")[0],
+            *FOREIGN,
+        ):
+            for attribute, member in sorted(vars(value).items()):
+                function = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
+                function = function.fget if isinstance(function, property) else function
+                if isinstance(function, types.FunctionType):
+                    yield f"{module.__name__}.{name}.{attribute}", function
+
+
+def fingerprint() -> dict[str, Any]:
+    """A hash of the training code that is loaded now, and which of it comes from elsewhere.
+
+    Returns:
+        `hash` (sha256 over names, files and byte code of every function of the loaded training modules), `symbols` (how
+        many there are), `foreign` (those whose code lies in Unsloth's packages or its generated files).
+    """
+    h = hashlib.sha256()
+    symbols, foreign = 0, []
+    for name in sorted(sys.modules):
+        module = sys.modules[name]
+        if not name.startswith(_FINGERPRINTED) or not isinstance(module, types.ModuleType):
+            continue
+        if type(module) is not types.ModuleType:
+            continue  # a lazy package: looking at its names would import them
+        for qualified, function in _functions(module):
+            symbols += 1
+            h.update(f"{qualified}\0{_code_hash(function.__code__)}\0".encode())
+            origin = f"{function.__module__} {function.__code__.co_filename}".lower()
+            if "unsloth" in origin and function.__name__ not in _ALLOWED:
+                foreign.append(qualified)
+    return {"hash": h.hexdigest(), "symbols": symbols, "foreign": foreign}
+
+
+def assert_unpatched() -> dict[str, Any]:
+    """The fingerprint of a TRL process.
+
+    Raises:
+        EnvironmentError: part of the training code was replaced.
+    """
+    found = fingerprint()
+    if found["foreign"]:
+        raise EnvironmentError(
+            f"{len(found['foreign'])} parts of the training code were replaced, first {found['foreign'][0]}",
+            hint="start a fresh process that does not import unsloth",
+            context=found,
+        )
+    return found

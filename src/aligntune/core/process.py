@@ -1,0 +1,157 @@
+"""`isolation: process`: a run in a fresh interpreter, with its methods called from here.
+
+The worker gets a clean copy of the environment and one JSON line for each call, and answers with one; its standard output
+is kept for that, everything it prints goes to standard error. So one notebook can run both backends.
+
+>>> trainer = ProcessTrainer(config)
+>>> trainer.train()["final_loss"]
+
+Objects do not cross: `.model` and `.tokenizer` raise, and name the folder to load from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from aligntune import errors
+from aligntune.core.config.io import build_config, effective
+from aligntune.core.config.root import RunConfig
+from aligntune.core.isolation import FLAGS
+from aligntune.core.state import TrainingState, TrainResult
+
+_DROPPED = (*FLAGS, "UNSLOTH_", "TORCHINDUCTOR_", "TRITON_")
+
+
+class ProcessTrainer:
+    """Stands for a trainer that lives in a worker process. `close()` or the end of this process ends it.
+
+    Args:
+        config: a resolved configuration.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.state = TrainingState()
+        self.notes: list[str] = []
+        self.resume_hint = ""
+        self._worker: subprocess.Popen[str] | None = None
+
+    def train(self, resume: str | None = None) -> TrainResult:
+        """See `Trainer.train`."""
+        return TrainResult(**self._call("train", resume=resume))
+
+    def evaluate(self, dataset: Any = None) -> dict[str, float]:
+        """See `Trainer.evaluate`; the data set is a path, a hub id or a mapping."""
+        plain = str(dataset) if isinstance(dataset, Path) else dataset
+        return dict(self._call("evaluate", dataset=plain))
+
+    def generate(self, prompts: Any, **options: Any) -> list[str]:
+        """See `Trainer.generate`."""
+        return list(self._call("generate", prompts=prompts, **options))
+
+    def save_model(self, path: str | Path | None = None) -> Path:
+        """See `Trainer.save_model`."""
+        return Path(self._call("save_model", path=str(path) if path else None))
+
+    @property
+    def model(self) -> NoReturn:
+        """Raises: the model lives in the worker."""
+        raise errors.ConfigurationError(
+            "the model lives in another process (`isolation: process`)",
+            hint=f"call save_model(), and load the weights from {self.config.output_dir}",
+        )
+
+    tokenizer = model
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._worker is not None and self._worker.poll() is None:
+            assert self._worker.stdin is not None  # opened as a pipe in _start
+            self._worker.stdin.close()
+            self._worker.wait(timeout=30)
+        self._worker = None
+
+    def __enter__(self) -> ProcessTrainer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _start(self) -> subprocess.Popen[str]:
+        if self._worker is None or self._worker.poll() is not None:
+            env = {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED)}
+            self._worker = subprocess.Popen(
+                [sys.executable, "-m", "aligntune.core.process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=env,
+            )
+            self._send({"config": {**effective(self.config), "isolation": "auto"}})
+        return self._worker
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._worker is not None and self._worker.stdin is not None  # opened as a pipe in _start
+        self._worker.stdin.write(json.dumps(message) + "\n")
+        self._worker.stdin.flush()
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        worker = self._start()
+        assert worker.stdout is not None  # opened as a pipe in _start
+        self._send({"method": method, "arguments": arguments})
+        line = worker.stdout.readline()
+        if not line:
+            raise errors.TrainingError(
+                f"the worker process ended with code {worker.wait()} during {method}()",
+                hint="its last words are above, on standard error; exit code -9 means that memory ran out",
+            )
+        reply = json.loads(line)
+        self.state = TrainingState(**reply["state"])
+        self.notes, self.resume_hint = reply["notes"], reply["resume_hint"]
+        if "error" not in reply:
+            return reply["result"]
+        error = reply["error"]
+        if error["type"] == "KeyboardInterrupt":
+            raise KeyboardInterrupt
+        kind = getattr(errors, error["type"], errors.TrainingError)
+        raise kind(error["message"], hint=error["hint"])
+
+
+def _serve() -> None:
+    """The worker: build the trainer, then answer calls until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
+    trainer: Any = None
+    config = build_config(json.loads(sys.stdin.readline())["config"])
+    for line in sys.stdin:
+        call = json.loads(line)
+        reply: dict[str, Any] = {}
+        try:
+            if trainer is None:
+                from aligntune.core.backend_factory import create_trainer
+
+                trainer = create_trainer(config)
+            result = getattr(trainer, call["method"])(**call["arguments"])
+            reply["result"] = result.to_dict() if isinstance(result, TrainResult) else _plain(result)
+        except KeyboardInterrupt:
+            reply["error"] = {"type": "KeyboardInterrupt", "message": "interrupted", "hint": ""}
+        except errors.AlignTuneError as e:
+            reply["error"] = {"type": type(e).__name__, "message": e.message, "hint": e.hint}
+        reply["state"] = vars(trainer.state) if trainer else vars(TrainingState())
+        reply["notes"] = trainer.notes if trainer else []
+        reply["resume_hint"] = trainer.resume_hint if trainer else ""
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+if __name__ == "__main__":
+    _serve()

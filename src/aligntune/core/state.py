@@ -1,0 +1,67 @@
+"""What a trainer knows about its run, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: passes over the data done.
+        status: new, running, finished, interrupted or failed.
+        best_metric: the best held-out value so far (NLL, lower; preference accuracy or reward, higher).
+        best_step: the step of `best_metric`.
+        checkpoint_path: the newest checkpoint.
+        metrics: the newest logged values, by TRL's names.
+    """
+
+    step: int = 0
+    epoch: float = 0.0
+    status: str = "new"
+    best_metric: float | None = None
+    best_step: int | None = None
+    checkpoint_path: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainResult(Mapping[str, Any]):
+    """The outcome of `train()`; a mapping too (`result["final_loss"]`).
+
+    Attributes:
+        final_loss: mean training loss over the run, as the trainer reports it.
+        total_steps: optimizer steps done, those before a resume included.
+        training_time: seconds in the training loop of this process.
+        model_path: where the model was saved.
+        peak_memory: most resident memory of the process in bytes.
+        metrics: last training values, and held-out values with the prefix `eval_`.
+    """
+
+    final_loss: float
+    total_steps: int
+    training_time: float
+    model_path: str
+    peak_memory: int
+    metrics: dict[str, float]
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self.__dataclass_fields__:
+            return getattr(self, key)
+        return self.metrics[key]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.__dataclass_fields__
+        yield from self.metrics
+
+    def __len__(self) -> int:
+        return len(self.__dataclass_fields__) + len(self.metrics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)

@@ -1,0 +1,483 @@
+"""The life of one run, the same for every algorithm and backend: check, load, prepare, train, evaluate, save.
+
+Everything that can be wrong with a run is found before its folder is written: the output folder, the data, the
+model, the rewards. What an algorithm adds is its row of `algorithms/`, what a backend adds is its class.
+
+>>> trainer = create_trainer(load_config("run.yaml"))
+>>> result = trainer.train()
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from aligntune.algorithms.base import Schema
+from aligntune.core.arguments import trainer_arguments
+from aligntune.core.backend import Backend, get_backend
+from aligntune.core.callbacks import Progress, StopRequest, make_callback, numbers, quiet
+from aligntune.core.config.io import effective
+from aligntune.core.config.root import RunConfig
+from aligntune.core.config.sections import DatasetConfig
+from aligntune.core.evaluation import evaluate_model, improves, sample_answers
+from aligntune.core.state import TrainingState, TrainResult
+from aligntune.errors import ConfigurationError, TrainingError
+from aligntune.utils.logging import get_logger, quiet_libraries
+
+log = get_logger(__name__)
+
+
+class Trainer:
+    """One run. Nothing heavy happens before a method or `model` is used.
+
+    Args:
+        config: a resolved configuration (`load_config`).
+        backend: an instance; None makes the one that `config.backend` names.
+
+    Attributes:
+        config: the configuration.
+        state: where the run stands.
+        notes: one sentence for each thing that was detected, decided or dropped.
+    """
+
+    kind: str = ""
+
+    def __init__(self, config: RunConfig, *, backend: Backend | None = None) -> None:
+        if self.kind and config.kind != self.kind:
+            raise ConfigurationError(
+                f"{type(self).__name__} takes a configuration with `{'algo' if self.kind == 'rl' else 'task'}`",
+                hint="use create_sft_trainer for tasks and create_rl_trainer for algorithms",
+            )
+        self.config = config
+        self.backend: Backend = backend or get_backend(config.backend)
+        self.state = TrainingState()
+        self.notes: list[str] = []
+        self._loaded: Any = None
+        self._rewards: Any = None
+        self._train_data: Any = None
+        self._eval_data: Any = None
+        self._hf: Any = None
+        self._run: Any = None
+        self._resume: str | None = None
+
+    # ---- what is loaded ------------------------------------------------------------------------------------
+
+    def _load(self) -> Any:
+        if self._loaded is None:
+            self.backend.prepare(self.config)
+            with quiet_libraries():
+                self._loaded = self.backend.load_model(self.config)
+            self._tell(self._loaded.notes)
+        return self._loaded
+
+    @property
+    def model(self) -> Any:
+        """The model, loaded on first use; the trained one after `train()`."""
+        return self._load().model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded on first use."""
+        return self._load().tokenizer
+
+    @property
+    def rewards(self) -> Any:
+        """The run's `CompositeReward`; None for algorithms without rewards."""
+        if self._rewards is None and self.config.algorithm.uses_rewards:
+            from aligntune.rewards import build_rewards
+
+            self._rewards = build_rewards(self.config.rewards)  # type: ignore[attr-defined]
+        return self._rewards
+
+    def _tell(self, notes: list[str]) -> None:
+        for note in notes:
+            if note not in self.notes:
+                self.notes.append(note)
+                log.info(note)
+
+    def _prepare(self, sources: Any, label: str) -> Any:
+        """Rows of one or more sources in the algorithm's schema, fitted to the tokenizer."""
+        from aligntune.data import prepare_dataset, render
+
+        schema = self.config.algorithm.data
+        with quiet_libraries():
+            prepared = prepare_dataset(
+                sources, schema, seed=self.config.train.seed, cache_dir=self.config.cache.dir
+            )
+            generation = getattr(self.config, "generation", None)
+            fitted = render(
+                prepared,
+                schema,
+                self.tokenizer,
+                max_length=self.config.model.max_seq_length,
+                max_prompt_length=generation.max_prompt_length
+                if generation and schema is Schema.PROMPT
+                else None,
+            )
+        self._tell([f"{label}: {note}" for note in fitted.notes])
+        return fitted
+
+    def _train_rows(self) -> Any:
+        if self._train_data is None:
+            self._train_data = self._prepare(self.config.sources, "training data")
+        return self._train_data
+
+    def _eval_rows(self) -> Any:
+        if self._eval_data is None and self.config.evaluation.dataset is not None:
+            self._eval_data = self._prepare(self.config.evaluation.dataset, "held-out data")
+        return self._eval_data
+
+    def _probe_rewards(self) -> None:
+        """Call every reward on an empty answer to the first rows, so that a broken one fails before training."""
+        if self.rewards is None:
+            return
+        rows = self._train_rows().dataset
+        missing = sorted(self.rewards.required_columns - set(rows.column_names) - {"prompt"})
+        if missing:
+            raise ConfigurationError(
+                f"the rewards need the column {', '.join(missing)}, which the data do not have",
+                hint=f"the data have: {', '.join(rows.column_names)}; name the right one in column_mapping",
+            )
+        first = rows.select(range(min(2, len(rows))))
+        self.rewards.score_batch([""] * len(first), {name: list(first[name]) for name in first.column_names})
+
+    # ---- training --------------------------------------------------------------------------------------------
+
+    def train(self, resume: str | None = None) -> TrainResult:
+        """Train, evaluate on the held-out rows if there are any, and save.
+
+        Args:
+            resume: "latest" or the path of a checkpoint of this run.
+
+        Raises:
+            ConfigurationError: the output folder holds a finished run, or cannot be written.
+            ValidationError: the data cannot be trained on.
+            TrainingError: the run failed.
+            KeyboardInterrupt: it was stopped; a checkpoint is written, and `resume_hint` says how to go on.
+        """
+        from aligntune.utils.run_folder import RunFolder
+
+        resume = resume or self._resume
+        RunFolder.check(self.config.output_dir, resume=resume is not None)
+        checkpoint = self._find_checkpoint(resume)
+        self.backend.prepare(self.config)
+        self._train_rows()
+        self._eval_rows()
+        self._probe_rewards()
+        self._load()
+        self._run = RunFolder.claim(self.config.output_dir, resume=resume is not None)
+        with self._closing_run():
+            self._write_header()
+            if checkpoint:
+                self._run.rewind(int(checkpoint.rpartition("-")[2]))
+            return self._fit(checkpoint)
+
+    @contextmanager
+    def _closing_run(self) -> Iterator[None]:
+        """Leave a true status in the manifest, whatever ends the block."""
+        from aligntune.utils.files import disk_errors
+
+        try:
+            with disk_errors(self._run.path):
+                yield
+        except KeyboardInterrupt:
+            self.state.status = "interrupted"
+            self._run.mark_interrupted()
+            raise
+        except (
+            BaseException
+        ) as error:  # every other end of a run is a failure: say so in the manifest, and let it through
+            self.state.status = "failed"
+            self._run.mark_failed(error)
+            raise
+
+    def _fit(self, checkpoint: str | None) -> TrainResult:
+        stop = StopRequest()
+        progress = Progress(f"{self.config.algorithm.key} on {self.config.backend}")
+        started = time.monotonic()
+        with quiet_libraries(), stop.listening():
+            self._hf = self._build(stop, progress)
+            try:
+                output = self._hf.train(resume_from_checkpoint=checkpoint)
+            finally:
+                progress.close()
+        if stop:
+            raise KeyboardInterrupt
+        seconds = time.monotonic() - started
+        loss = float(output.training_loss)
+        if loss != loss:  # NaN
+            raise TrainingError(
+                "the training loss is not a number", hint="lower train.learning_rate; see metrics.jsonl"
+            )
+        held_out = self.evaluate_now(self.state.step) if self._eval_data is not None else {}
+        path = self.save_model()
+        result = self._result(loss, seconds, path, held_out)
+        self.state.status = "finished"
+        self._run.mark_finished(result.to_dict())
+        self._write_report()
+        return result
+
+    def _result(self, loss: float, seconds: float, path: Path, held_out: dict[str, float]) -> TrainResult:
+        from aligntune.utils.device import peak_rss_bytes
+
+        metrics = {**self.state.metrics, **held_out}
+        return TrainResult(loss, self.state.step, seconds, str(path), peak_rss_bytes(), metrics)
+
+    def _build(self, stop: StopRequest, progress: Progress) -> Any:
+        """The library's trainer, with every value explicit."""
+        params = self.config.algorithm
+        loaded = self._load()
+        values = self.arguments()
+        args = self.backend.args_class(params)(**values)
+        kwargs: dict[str, Any] = {
+            "model": loaded.model,
+            "args": args,
+            "train_dataset": self._train_rows().dataset,
+            "processing_class": loaded.tokenizer,
+            "callbacks": [make_callback(self, stop, progress)],
+        }
+        if params.uses_rewards:
+            from aligntune.rewards.adapters import TRLReward
+
+            kwargs["reward_funcs"] = [TRLReward(self.rewards, recorder=self._record_rollouts)]
+        hf = self.backend.trainer_class(params)(**kwargs)
+        _check_values(hf.args, values)
+        _check_reference(hf)
+        quiet(hf)
+        return hf
+
+    def arguments(self) -> dict[str, Any]:
+        """Every value that the library's configuration class gets."""
+        from aligntune.utils.device import DeviceManager
+
+        device = DeviceManager(self.config.model.device)
+        values = trainer_arguments(
+            self.config,
+            device=device.device,
+            precision=device.precision(self.config.model.precision),
+            output_dir=str(Path(self.config.output_dir).expanduser().absolute()),
+        )
+        return {**values, **self.backend.arguments(self.config)}
+
+    def _find_checkpoint(self, resume: str | None) -> str | None:
+        if resume is None:
+            return None
+        folder = Path(self.config.output_dir).expanduser()
+        if resume != "latest":
+            found = [Path(resume)]
+        else:
+            found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+        whole = [p for p in found if (p / "trainer_state.json").is_file()]
+        if not whole:
+            raise ConfigurationError(
+                f"there is no checkpoint to resume from in {folder}"
+                if resume == "latest"
+                else f"{resume} is no checkpoint",
+                hint="start without --resume; set train.save_steps to write checkpoints",
+            )
+        self._tell([f"resuming from {whole[-1]}"])
+        return str(whole[-1].absolute())
+
+    # ---- what is written while it trains ------------------------------------------------------------------
+
+    def _write_header(self) -> None:
+        from aligntune.core.isolation import fingerprint
+        from aligntune.utils import manifest
+        from aligntune.utils.device import DeviceManager
+
+        self._run.write_config(effective(self.config))
+        sources = {r.name: r.source for r in self.rewards.components} if self.rewards is not None else {}
+        self.backend.trainer_class(self.config.algorithm)  # loads the code that the fingerprint describes
+        entries = manifest.collect(
+            self.config,
+            datasets=[d for d in (self._train_data, self._eval_data) if d is not None],
+            tokenizer=self.tokenizer,
+            model_path=self._loaded.path,
+            revision=self.config.model.revision,
+            reward_sources=sources,
+            fingerprint=fingerprint(),
+            device=DeviceManager(self.config.model.device).summary(),
+            extra={
+                "notes": self.notes,
+                "backend": self.config.backend,
+                "algorithm": self.config.algorithm.key,
+            },
+        )
+        self._run.update_manifest(entries)
+
+    def record(self, step: int, logs: dict[str, Any]) -> None:
+        """Take one row of logged values: into the state and into `metrics.jsonl`."""
+        values = numbers(logs)
+        self.state.metrics.update(values)
+        self._run.append_metrics({"step": step, "epoch": round(self.state.epoch, 6), **values})
+
+    def flush(self) -> None:
+        """Write what is still in memory of the run folder's files."""
+        if self._run is not None:
+            self._run.flush()
+
+    def _record_rollouts(self, step: int, prompts: list[Any], completions: list[str], scores: Any) -> None:
+        if not self.config.logging.rollouts:
+            return
+        rows = [
+            {
+                "step": step,
+                "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
+                "completion": completion,
+                "reward": total,
+                **{f"reward/{name}": values[i] for name, values in scores.components.items()},
+            }
+            for i, (prompt, completion, total) in enumerate(
+                zip(prompts, completions, scores.total, strict=True)
+            )
+        ]
+        self._run.append_rollouts(rows)
+
+    def evaluate_now(self, step: int) -> dict[str, float]:
+        """Evaluate on the run's held-out rows during training: logged, and the best value remembered."""
+        values = evaluate_model(self, self._eval_rows())
+        self.record(step, values)
+        if (best := improves(values, self.state.best_metric)) is not None:
+            self.state.best_metric, self.state.best_step = best, step
+        if self.config.logging.samples:
+            answers = sample_answers(self, self._eval_rows(), self.config.logging.samples)
+            self._run.append_samples([{"step": step, **row} for row in answers])
+        return values
+
+    def _write_report(self) -> None:
+        from aligntune.report import build_report
+
+        build_report(self._run.path)
+
+    @property
+    def resume_hint(self) -> str:
+        """How to go on after a stop."""
+        if self.state.checkpoint_path is None:
+            return f"no checkpoint was written; start again with another output_dir than {self.config.output_dir}"
+        return f"go on with the same command and --resume (checkpoint: {self.state.checkpoint_path})"
+
+    # ---- after training ----------------------------------------------------------------------------------
+
+    def evaluate(self, dataset: Any = None) -> dict[str, float]:
+        """Measure the model on held-out rows.
+
+        Args:
+            dataset: a path, hub id, mapping or `DatasetConfig`; None takes `evaluation.dataset`.
+
+        Returns:
+            `eval_nll`, `eval_perplexity` and `eval_tokens` (token-weighted) for tasks; `eval_rewards/accuracies` and
+            `eval_rewards/margins` for preference data; `eval_reward` and one entry per component for prompts.
+
+        Raises:
+            ConfigurationError: no data set was given here or in the configuration.
+        """
+        if dataset is not None:
+            raw = {"name": str(dataset)} if isinstance(dataset, (str, Path)) else dataset
+            source = raw if isinstance(raw, DatasetConfig) else DatasetConfig(**raw)
+            return evaluate_model(self, self._prepare(source, "evaluation data"))
+        rows = self._eval_rows()
+        if rows is None:
+            raise ConfigurationError(
+                "there is nothing to evaluate on", hint="set evaluation.dataset, or pass one to evaluate()"
+            )
+        return evaluate_model(self, rows)
+
+    def generate(self, prompts: Any, **options: Any) -> list[str]:
+        """One answer for each prompt (strings, or message lists), decoded as `evaluation` says.
+
+        Args:
+            prompts: a list, or one string.
+            options: `max_new_tokens`, `temperature`, `batch_size`, `seed` in place of the configured ones.
+        """
+        from aligntune.eval.generation import generate_texts
+
+        single = isinstance(prompts, str)
+        e = self.config.evaluation
+        settings = {
+            "max_new_tokens": e.max_new_tokens,
+            "temperature": e.temperature,
+            "batch_size": e.batch_size,
+            "seed": self.config.train.seed,
+            **options,
+        }
+        chat = getattr(self.tokenizer, "chat_template", None)
+        asked = [prompts] if single else list(prompts)
+        asked = [[{"role": "user", "content": p}] if chat and isinstance(p, str) else p for p in asked]
+        return [texts[0] for texts in generate_texts(self.model, self.tokenizer, asked, **settings)]
+
+    def save_model(self, path: str | Path | None = None) -> Path:
+        """Write the model (or adapter), tokenizer and a model card; returns the folder."""
+        from aligntune.core.saving import save
+
+        return save(self, Path(path or self.config.output_dir).expanduser())
+
+    def load_model(self, path: str | Path) -> None:
+        """Take the weights from another folder, in place of `model.name_or_path`."""
+        self.config = replace(self.config, model=replace(self.config.model, name_or_path=str(path)))
+        self._loaded, self._hf = None, None
+
+    def save_checkpoint(self) -> str:
+        """Write a checkpoint of the present step (model, optimizer, schedule, random states).
+
+        Raises:
+            TrainingError: no training has begun.
+        """
+        if self._hf is None:
+            raise TrainingError("there is nothing to save before training", hint="call train() first")
+        self._hf._save_checkpoint(self._hf.model, trial=None)
+        self.state.checkpoint_path = f"{self._hf.args.output_dir}/checkpoint-{self._hf.state.global_step}"
+        return self.state.checkpoint_path
+
+    def load_checkpoint(self, path: str) -> None:
+        """Make the next `train()` go on from this checkpoint ("latest" or a path)."""
+        self._resume = path
+
+
+def _check_values(args: Any, values: dict[str, Any]) -> None:
+    """Refuse to train where the library has changed a value that we sent.
+
+    Raises:
+        TrainingError: names each value with what was sent and what stands there now.
+    """
+    changed = []
+    for key, sent in values.items():
+        now = getattr(args, key, None)
+        now = now.value if hasattr(now, "value") else now
+        same = now == sent or (key == "report_to" and list(now or []) in ([], [sent], sent)) or (sent is None)
+        if not same and key not in ("save_steps", "gradient_checkpointing_kwargs"):
+            changed.append(f"{key}: {sent!r} became {now!r}")
+    if changed:
+        raise TrainingError(
+            "the training library changed settings: " + "; ".join(changed),
+            hint="set these keys to the values that it uses, or choose the other backend",
+            context={"changed": changed},
+        )
+
+
+def _check_reference(hf: Any) -> None:
+    """Refuse to train against a reference model that differs from the starting model (TRL reloads it by name).
+
+    Raises:
+        TrainingError: names the first weight that differs.
+    """
+    reference = getattr(hf, "ref_model", None)
+    if reference is None:
+        return
+    import torch
+
+    start = dict(hf.accelerator.unwrap_model(hf.model).named_parameters())
+    for name, weight in hf.accelerator.unwrap_model(reference).named_parameters():
+        mine = start.get(name)
+        if (
+            mine is None
+            or mine.shape != weight.shape
+            or not torch.equal(mine.to(weight.dtype), weight.to(mine.device))
+        ):
+            raise TrainingError(
+                f"the reference model differs from the starting model in {name}",
+                hint="train from a folder or hub revision that holds exactly these weights",
+            )
