@@ -35,11 +35,7 @@ def configure(level: str = "info") -> None:
         level: debug, info, warning or error.
     """
     root = logging.getLogger(ROOT)
-    wanted = (
-        logging.WARNING
-        if int(os.environ.get("RANK", "0")) > 0
-        else logging.getLevelNamesMapping()[level.upper()]
-    )
+    wanted = logging.WARNING if int(os.environ.get("RANK", "0")) > 0 else logging.getLevelNamesMapping()[level.upper()]
     root.setLevel(wanted)
     root.propagate = False
     if not any(getattr(handler, "aligntune", False) for handler in root.handlers):

@@ -73,9 +73,7 @@ def collect(
         "model": model_entry(model_path, revision) if model_path else None,
         "tokenizer": tokenizer_entry(tokenizer) if tokenizer is not None else None,
         "datasets": [_dataset_entry(item) for item in datasets],
-        "rewards": {
-            name: {"source_sha256": source_hash(item)} for name, item in (reward_sources or {}).items()
-        },
+        "rewards": {name: {"source_sha256": source_hash(item)} for name, item in (reward_sources or {}).items()},
         "patch_fingerprint": fingerprint,
         "system": system(),
         "device": dict(device) if device else None,
@@ -151,9 +149,7 @@ def tokenizer_entry(tokenizer: Any) -> dict[str, Any]:
     else:
         rules = sorted(tokenizer.get_vocab().items())
     template = getattr(tokenizer, "chat_template", None)
-    template = (
-        template if template is None or isinstance(template, str) else json.dumps(template, sort_keys=True)
-    )
+    template = template if template is None or isinstance(template, str) else json.dumps(template, sort_keys=True)
     return {
         "class": type(tokenizer).__name__,
         "vocabulary_size": len(tokenizer),
@@ -253,17 +249,11 @@ def environment() -> dict[str, str]:
     """The environment variables that change how a run computes (threads, devices, offline mode); never
     secrets.
     """
-    names: Iterable[str] = (
-        name for name in os.environ if _ENVIRONMENT.match(name) and not _SECRET.search(name)
-    )
+    names: Iterable[str] = (name for name in os.environ if _ENVIRONMENT.match(name) and not _SECRET.search(name))
     return {name: os.environ[name] for name in sorted(names)}
 
 
 def _shown(argument: str) -> str:
     """A command-line argument, with the value of `--...token=...` and the like left out."""
     name, equals, _ = argument.partition("=")
-    return (
-        f"{name}=(hidden)"
-        if equals and re.search(r"(api_?key|[^s]token$|secret|password)", name)
-        else argument
-    )
+    return f"{name}=(hidden)" if equals and re.search(r"(api_?key|[^s]token$|secret|password)", name) else argument

@@ -61,9 +61,7 @@ class ModelLoader:
         gradient_checkpointing: recompute activations in the backward pass.
     """
 
-    def __init__(
-        self, config: ModelConfig, *, training: bool, seed: int, gradient_checkpointing: bool = False
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, training: bool, seed: int, gradient_checkpointing: bool = False) -> None:
         self.config = config
         self.training = training
         self.seed = seed
@@ -177,9 +175,7 @@ class ModelLoader:
         if self.source.adapter is not None:
             kwargs.pop("revision", None)  # it names a revision of the adapter, not of its base
         with _library_faults(self.source):
-            model, info = AutoModelForCausalLM.from_pretrained(
-                self.source.base, output_loading_info=True, **kwargs
-            )
+            model, info = AutoModelForCausalLM.from_pretrained(self.source.base, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"])
         if missing:
             raise errors.ValidationError(
@@ -201,9 +197,7 @@ class ModelLoader:
 
         torch.manual_seed(self.seed)
         if self.config.quantization is not None and self.training:
-            model = prepare_model_for_kbit_training(
-                model, use_gradient_checkpointing=self.gradient_checkpointing
-            )
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=self.gradient_checkpointing)
         if self.source.adapter is not None:
             return PeftModel.from_pretrained(model, self.source.adapter, is_trainable=self.training)
         return get_peft_model(model, self.lora_config())
@@ -243,7 +237,7 @@ class ModelLoader:
         }
         wrong = {key: value for key, value in given.items() if stored.get(key, value) != value}
         if wrong:
-            shown = ", ".join(f"{key} {stored[key]} (model.peft: {value})" for key, value in wrong.items())
+            shown = ", ".join(f"{key} {stored[key]:g} (model.peft: {value:g})" for key, value in wrong.items())
             raise errors.ConfigurationError(
                 f"the adapter in {self.source.adapter} has {shown}",
                 hint="an adapter keeps its shape: give model.peft the same values",
@@ -312,9 +306,7 @@ def _library_faults(source: Source) -> Iterator[None]:
                 f"{source.path} needs Python code from its repository, and model.trust_remote_code is false",
                 hint="read that code first; if you trust it, set model.trust_remote_code to true",
             ) from error
-        raise errors.ValidationError(
-            f"{source.path} cannot be loaded: {error}", hint=source.advice
-        ) from error
+        raise errors.ValidationError(f"{source.path} cannot be loaded: {error}", hint=source.advice) from error
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, source: Source) -> None:
@@ -347,6 +339,4 @@ def _repair_generation_config(model: Any) -> list[str]:
             f"the model's generation_config.json contradicts itself, so the model cannot be saved: {error}",
             hint="mend or remove that file in the model's folder",
         ) from error
-    return [
-        "the model's generation config has sampling settings and do_sample=False: set to True, to be saved"
-    ]
+    return ["the model's generation config has sampling settings and do_sample=False: set to True, to be saved"]

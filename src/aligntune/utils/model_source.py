@@ -114,11 +114,7 @@ def _folder_source(folder: Path) -> Source:
         pickled = [found.name for pattern in _PICKLED for found in folder.glob(pattern)]
         raise errors.ConfigurationError(
             f"model.name_or_path: the folder '{folder}' has no safetensors weights"
-            + (
-                f", only {', '.join(sorted(pickled)[:3])}, which can run code when it is read"
-                if pickled
-                else ""
-            ),
+            + (f", only {', '.join(sorted(pickled)[:3])}, which can run code when it is read" if pickled else ""),
             hint="save the model with save_pretrained(), which writes safetensors"
             if pickled
             else "check that the model was saved whole",

@@ -131,9 +131,7 @@ def _column(values: list[Any]) -> pyarrow.Array:
         return pa.array(values, type=pa.int64())
     if kinds <= {"int", "float"}:
         return pa.array([None if value is None else float(value) for value in values], type=pa.float64())
-    texts = [
-        value if value is None or isinstance(value, str) else json.dumps(jsonable(value)) for value in values
-    ]
+    texts = [value if value is None or isinstance(value, str) else json.dumps(jsonable(value)) for value in values]
     # A lone surrogate, which a byte-level tokenizer can decode to, has no UTF-8 form: it is kept as its
     # escape.
     return pa.array(

@@ -51,9 +51,7 @@ def prepare_tokenizer(tokenizer: Any, config: ModelConfig, *, training: bool) ->
         tokenizer.chat_template = read_template(config.chat_template)
         notes.append("model.chat_template replaces the tokenizer's own chat template")
     elif not tokenizer.chat_template:
-        notes.append(
-            "the tokenizer has no chat template: conversations become plain text, as stated for each data set"
-        )
+        notes.append("the tokenizer has no chat template: conversations become plain text, as stated for each data set")
     if tokenizer.pad_token is None:
         notes.append(_choose_pad(tokenizer))
     if tokenizer.eos_token is None:
