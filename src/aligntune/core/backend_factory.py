@@ -121,9 +121,7 @@ def create_rl_trainer(config: ConfigSource | None = None, **keywords: Any) -> Tr
     return _create("rl", config, keywords, {})
 
 
-def _create(
-    kind: Kind, config: ConfigSource | None, keywords: dict[str, Any], start: dict[str, Any]
-) -> Trainer:
+def _create(kind: Kind, config: ConfigSource | None, keywords: dict[str, Any], start: dict[str, Any]) -> Trainer:
     keys = keywords_to_keys(kind, keywords)
     if config is None:
         data: Any = {"dataset": {}} if kind == "sft" else {"datasets": [{}]}

@@ -39,9 +39,7 @@ class StopRequest:
             if self.signal is not None:
                 raise KeyboardInterrupt
             self.signal = number
-            print(
-                "\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True
-            )
+            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
         for number in before:
             signal.signal(number, handle)

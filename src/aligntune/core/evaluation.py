@@ -49,31 +49,20 @@ def _likelihood(trainer: Trainer, rows: Any) -> dict[str, float]:
         trainer.model,
         trainer.tokenizer,
         list(rows),
-        batch_size=trainer.config.evaluation.batch_size,
+        trainer.config.evaluation.batch_size,
+        mask="all" if getattr(trainer.config.algorithm, "train_on", "all") == "all" else "answers",
         max_length=trainer.config.model.max_seq_length,
-        train_on=getattr(trainer.config.algorithm, "train_on", "all"),
     )
     tokens = sum(n for _, n in scored)
     nll = sum(s for s, _ in scored) / tokens
-    return {
-        "nll": nll,
-        "perplexity": math.exp(min(nll, 700.0)),
-        "tokens": float(tokens),
-        "rows": float(len(scored)),
-    }
+    return {"nll": nll, "perplexity": math.exp(min(nll, 700.0)), "tokens": float(tokens), "rows": float(len(scored))}
 
 
 def _preference(trainer: Trainer, rows: Any) -> dict[str, float]:
-    from aligntune.eval.likelihood import pair_logps
-
-    settings = {
-        "batch_size": trainer.config.evaluation.batch_size,
-        "max_length": trainer.config.model.max_seq_length,
-    }
     pairs = list(rows)
-    policy = pair_logps(trainer.model, trainer.tokenizer, pairs, **settings)
+    policy = _pair_logps(trainer, trainer.model, pairs)
     with reference_of(trainer) as reference:
-        base = pair_logps(reference, trainer.tokenizer, pairs, **settings)
+        base = _pair_logps(trainer, reference, pairs)
     beta = float(getattr(trainer.config.algorithm, "beta", 1.0))
     margins = [beta * ((pc - pr) - (bc - br)) for (pc, pr), (bc, br) in zip(policy, base, strict=True)]
     n = len(margins)
@@ -83,6 +72,16 @@ def _preference(trainer: Trainer, rows: Any) -> dict[str, float]:
         "rewards/margins": sum(margins) / n,
         "rows": float(n),
     }
+
+
+def _pair_logps(trainer: Trainer, model: Any, pairs: list[Any]) -> list[tuple[float, float]]:
+    """Summed log-probabilities of (chosen, rejected) for each pair."""
+    from aligntune.eval.likelihood import sequence_logprobs
+
+    both = [(p["prompt"], p[side]) for p in pairs for side in ("chosen", "rejected")]
+    settings = trainer.config.evaluation.batch_size
+    scores = sequence_logprobs(model, trainer.tokenizer, both, settings, max_length=trainer.config.model.max_seq_length)
+    return [(scores[i][0], scores[i + 1][0]) for i in range(0, len(scores), 2)]
 
 
 @contextmanager

@@ -41,9 +41,7 @@ def model_card(trainer: Trainer) -> str:
     base = config.model.name_or_path
     hub = "" if Path(base).exists() else f"base_model: {base}\n"
     peft = "library_name: peft\n" if config.model.peft else "library_name: transformers\n"
-    sources = ", ".join(
-        f"`{d.name}`" + (f" ({d.split})" if d.split != "train" else "") for d in config.sources
-    )
+    sources = ", ".join(f"`{d.name}`" + (f" ({d.split})" if d.split != "train" else "") for d in config.sources)
     measured = {k: v for k, v in sorted(trainer.state.metrics.items()) if k.startswith("eval_")}
     lines = [
         "---",

@@ -105,18 +105,14 @@ class Trainer:
 
         schema = self.config.algorithm.data
         with quiet_libraries():
-            prepared = prepare_dataset(
-                sources, schema, seed=self.config.train.seed, cache_dir=self.config.cache.dir
-            )
+            prepared = prepare_dataset(sources, schema, seed=self.config.train.seed, cache_dir=self.config.cache.dir)
             generation = getattr(self.config, "generation", None)
             fitted = render(
                 prepared,
                 schema,
                 self.tokenizer,
                 max_length=self.config.model.max_seq_length,
-                max_prompt_length=generation.max_prompt_length
-                if generation and schema is Schema.PROMPT
-                else None,
+                max_prompt_length=generation.max_prompt_length if generation and schema is Schema.PROMPT else None,
             )
         self._tell([f"{label}: {note}" for note in fitted.notes])
         return fitted
@@ -331,9 +327,7 @@ class Trainer:
                 "reward": total,
                 **{f"reward/{name}": values[i] for name, values in scores.components.items()},
             }
-            for i, (prompt, completion, total) in enumerate(
-                zip(prompts, completions, scores.total, strict=True)
-            )
+            for i, (prompt, completion, total) in enumerate(zip(prompts, completions, scores.total, strict=True))
         ]
         self._run.append_rollouts(rows)
 
@@ -445,8 +439,8 @@ def _check_values(args: Any, values: dict[str, Any]) -> None:
     """
     changed = []
     for key, sent in values.items():
-        now = getattr(args, key, None)
-        now = now.value if hasattr(now, "value") else now
+        now: Any = getattr(args, key, None)
+        now = getattr(now, "value", now)
         same = now == sent or (key == "report_to" and list(now or []) in ([], [sent], sent)) or (sent is None)
         if not same and key not in ("save_steps", "gradient_checkpointing_kwargs"):
             changed.append(f"{key}: {sent!r} became {now!r}")
@@ -472,11 +466,7 @@ def _check_reference(hf: Any) -> None:
     start = dict(hf.accelerator.unwrap_model(hf.model).named_parameters())
     for name, weight in hf.accelerator.unwrap_model(reference).named_parameters():
         mine = start.get(name)
-        if (
-            mine is None
-            or mine.shape != weight.shape
-            or not torch.equal(mine.to(weight.dtype), weight.to(mine.device))
-        ):
+        if mine is None or mine.shape != weight.shape or not torch.equal(mine.to(weight.dtype), weight.to(mine.device)):
             raise TrainingError(
                 f"the reference model differs from the starting model in {name}",
                 hint="train from a folder or hub revision that holds exactly these weights",

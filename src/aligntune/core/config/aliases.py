@@ -113,9 +113,7 @@ def keywords_to_keys(kind: Kind, keywords: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "rl":
         _reward_keywords(given, keys)
     elif "reward_functions" in given:
-        raise ConfigurationError(
-            "unknown argument 'reward_functions'", hint="supervised runs have no rewards"
-        )
+        raise ConfigurationError("unknown argument 'reward_functions'", hint="supervised runs have no rewards")
     _peft_keywords(given, keys)
     order = sorted(keys, key=lambda k: not k.endswith(".name"))  # a name first: it clears old parameters
     return {k: keys[k] for k in order}
@@ -133,9 +131,7 @@ def _reward_keywords(given: Mapping[str, Any], keys: dict[str, Any]) -> None:
     weights = given.get("reward_function_weights")
     if functions is None:
         if weights is not None:
-            raise ConfigurationError(
-                "reward_function_weights needs reward_functions", hint="name the functions"
-            )
+            raise ConfigurationError("reward_function_weights needs reward_functions", hint="name the functions")
         return
     if "rewards" in keys:
         raise ConfigurationError("both rewards and reward_functions are given", hint="keep `rewards`")
@@ -152,9 +148,7 @@ def _peft_keywords(given: Mapping[str, Any], keys: dict[str, Any]) -> None:
     lora = [k for k in keys if k.startswith("model.peft.")]
     if use is False:
         if lora:
-            raise ConfigurationError(
-                "use_peft is False, but LoRA arguments are given", hint="drop one of the two"
-            )
+            raise ConfigurationError("use_peft is False, but LoRA arguments are given", hint="drop one of the two")
         keys["model.peft"] = None
     elif use is True and not lora:
         keys["model.peft"] = {}
@@ -168,9 +162,7 @@ def dotted_keys(kind: Kind) -> set[str]:
         for name, hint in get_type_hints(cls).items():
             if name in ("algo", "task", "kind") or name.startswith("_"):
                 continue
-            inner = next(
-                (t for t in (hint, *getattr(hint, "__args__", ())) if dataclasses.is_dataclass(t)), None
-            )
+            inner = next((t for t in (hint, *getattr(hint, "__args__", ())) if dataclasses.is_dataclass(t)), None)
             if inner is not None and "list" not in str(hint):
                 descend(inner, f"{prefix}{name}.")
             else:

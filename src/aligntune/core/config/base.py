@@ -49,7 +49,7 @@ UNSET: Final = _Unset.UNSET
 def section(cls: type[C]) -> type[C]:
     """Turn a class into a configuration section: keyword-only, strict about keys, documented."""
     config = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
-    return pydantic_dataclass(cls, config=config, kw_only=True)  # type: ignore[no-any-return, call-overload]
+    return pydantic_dataclass(cls, config=config, kw_only=True)  # type: ignore[return-value]
 
 
 @cache

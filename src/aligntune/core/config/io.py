@@ -84,9 +84,7 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         )
         raise ConfigurationError(f"no such config file: {path}", hint=hint, context={"path": str(path)})
     if path.resolve() in _seen:
-        raise ConfigurationError(
-            f"{path}: `base:` leads back to itself", hint="remove one of the `base:` lines"
-        )
+        raise ConfigurationError(f"{path}: `base:` leads back to itself", hint="remove one of the `base:` lines")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
@@ -172,13 +170,11 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
     Raises:
         ConfigurationError: an override without `=`.
     """
-    result = _copy(raw)
+    result: dict[str, Any] = _copy(raw)
     for item in overrides:
         key, sign, value = item.partition("=")
         if not sign or not key.strip():
-            raise ConfigurationError(
-                f"'{item}' is not an override", hint="write key=value, such as train.max_steps=20"
-            )
+            raise ConfigurationError(f"'{item}' is not an override", hint="write key=value, such as train.max_steps=20")
         set_key(result, key.strip(), parse_yaml(value, item) if value.strip() else None)
     return result
 
@@ -270,13 +266,13 @@ def _error(faults: list[Fault], where: str) -> ConfigurationError:
     )
 
 
-def build_config(raw: Mapping[str, Any], where: str = "") -> RLConfig | SFTConfig:
+def build_config(source: Mapping[str, Any], where: str = "") -> RLConfig | SFTConfig:
     """A checked and completed configuration from plain values.
 
     Raises:
         ConfigurationError: with every fault: unknown keys, wrong types, contradictions, keys without effect.
     """
-    raw = _copy(raw)
+    raw: dict[str, Any] = _copy(source)
     present = [k for k in ("algo", "task") if k in raw]
     if len(present) != 1:
         both = "both `algo` and `task`" if present else "neither `algo` nor `task`"
@@ -310,17 +306,14 @@ def build_config(raw: Mapping[str, Any], where: str = "") -> RLConfig | SFTConfi
     if faults:
         raise _error(faults, where)
     explicit = {path for path, _ in _leaves(raw)}
-    return resolve(config, explicit=explicit, where=where)
+    resolved: RLConfig | SFTConfig = resolve(config, explicit=explicit, where=where)
+    return resolved
 
 
 def _stray(raw: Mapping[str, Any]) -> str:
     known = {f.name for c in (RLConfig, SFTConfig) for f in dataclasses.fields(c)}
     unknown = [k for k in raw if k not in known]
-    return (
-        f" (unknown keys: {', '.join(map(str, unknown))}; {nearest(str(unknown[0]), known)})"
-        if unknown
-        else ""
-    )
+    return f" (unknown keys: {', '.join(map(str, unknown))}; {nearest(str(unknown[0]), known)})" if unknown else ""
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -373,12 +366,10 @@ def changed_keys(config: Any) -> set[str]:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    default = field.default
+    default: Any = field.default
     if hasattr(default, "default_factory") or hasattr(default, "default"):  # pydantic's FieldInfo
         factory = default.default_factory
         default = factory() if factory else default.default
-    if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
     return default
 
 
@@ -398,10 +389,7 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
     if config.train.max_steps is not None:
         keys["train.num_epochs"] = "`train.max_steps` is set and decides the length"
     if not config.train.optimizer.startswith(("adamw", "paged_adamw")):
-        keys |= {
-            f"train.adam_{k}": f"the optimizer is {config.train.optimizer}"
-            for k in ("beta1", "beta2", "epsilon")
-        }
+        keys |= {f"train.adam_{k}": f"the optimizer is {config.train.optimizer}" for k in ("beta1", "beta2", "epsilon")}
     return keys
 
 

@@ -85,9 +85,7 @@ class DatasetConfig:
     """Branch, tag or commit of the hub repository."""
     preset: str | None = None
     """A known data set's column mapping and template: alpaca, gsm8k, hh_rlhf."""
-    format: (
-        Literal["alpaca", "prompt_completion", "messages", "sharegpt", "text", "preference", "prompt"] | None
-    ) = None
+    format: Literal["alpaca", "prompt_completion", "messages", "sharegpt", "text", "preference", "prompt"] | None = None
     """What the rows are; None detects it from the columns, and says what it found."""
     column_mapping: dict[str, str] | None = None
     """Our column name: the source's column name, as `{prompt: question}`."""
@@ -132,9 +130,9 @@ class TrainConfig:
         "inverse_sqrt",
     ] = "linear"
     """Learning-rate schedule after the warm-up (Transformers)."""
-    optimizer: Literal[
-        "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "sgd", "adafactor"
-    ] = "adamw_torch_fused"
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "sgd", "adafactor"] = (
+        "adamw_torch_fused"
+    )
     """Optimizer (Transformers)."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay (Transformers)."""
