@@ -5,7 +5,7 @@
     +-- ValidationError    (ValueError)    data or an argument is wrong            exit code 2
     +-- EnvironmentError   (OSError)       a package, device, file is missing      exit code 3
     +-- TrainingError      (RuntimeError)  a run failed                            exit code 1
-    +-- RewardError        (RuntimeError)  a reward raised or left its contract    exit code 1
+    +-- RewardError        (RuntimeError)  a reward raised or left its contract    exit code 2
 
 The message says what is wrong; the hint says what to do about it; `context` carries the values for programs.
 
@@ -71,3 +71,5 @@ class TrainingError(AlignTuneError, RuntimeError):
 
 class RewardError(AlignTuneError, RuntimeError):
     """A reward function raised, overran its deadline, or returned a value outside its contract."""
+
+    exit_code = 2

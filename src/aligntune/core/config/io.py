@@ -313,7 +313,7 @@ def build_config(source: Mapping[str, Any], where: str = "") -> RLConfig | SFTCo
 def _stray(raw: Mapping[str, Any]) -> str:
     known = {f.name for c in (RLConfig, SFTConfig) for f in dataclasses.fields(c)}
     unknown = [k for k in raw if k not in known]
-    return f" (unknown keys: {', '.join(map(str, unknown))}; {nearest(str(unknown[0]), known)})" if unknown else ""
+    return f" (unknown key '{unknown[0]}', {nearest(str(unknown[0]), known)})" if unknown else ""
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
