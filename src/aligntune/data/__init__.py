@@ -1,0 +1,59 @@
+"""Data: any source to the rows that an algorithm trains on.
+
+    from aligntune.data import prepare_dataset, render
+    prepared = prepare_dataset(config.dataset, Schema.PROMPT_COMPLETION, seed=42)
+    rendered = render(prepared, Schema.PROMPT_COMPLETION, tokenizer, max_length=1024)
+
+Names are imported on first use; importing this package imports no library.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aligntune.registry import import_attribute
+
+if TYPE_CHECKING:
+    from aligntune.data.loaders.base import BaseLoader as BaseLoader
+    from aligntune.data.loaders.directory import DirectoryLoader as DirectoryLoader
+    from aligntune.data.loaders.hub import HFLoader as HFLoader
+    from aligntune.data.loaders.json import JSONLoader as JSONLoader
+    from aligntune.data.loaders.tabular import CSVLoader as CSVLoader
+    from aligntune.data.loaders.tabular import ParquetLoader as ParquetLoader
+    from aligntune.data.manager import DataManager as DataManager
+    from aligntune.data.manager import Prepared as Prepared
+    from aligntune.data.manager import prepare_dataset as prepare_dataset
+    from aligntune.data.presets import PRESETS as PRESETS
+    from aligntune.data.presets import Preset as Preset
+    from aligntune.data.render import render as render
+    from aligntune.data.resolver import LoaderResolver as LoaderResolver
+
+_NAMES = {
+    "BaseLoader": "loaders.base",
+    "CSVLoader": "loaders.tabular",
+    "DataManager": "manager",
+    "DirectoryLoader": "loaders.directory",
+    "HFLoader": "loaders.hub",
+    "JSONLoader": "loaders.json",
+    "LoaderResolver": "resolver",
+    "PRESETS": "presets",
+    "ParquetLoader": "loaders.tabular",
+    "Prepared": "manager",
+    "Preset": "presets",
+    "prepare_dataset": "manager",
+    "render": "render",
+}
+
+__all__ = sorted(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = import_attribute(f"{__name__}.{_NAMES[name]}:{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

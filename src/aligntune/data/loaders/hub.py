@@ -1,0 +1,65 @@
+"""Data sets of the Hugging Face hub, through `datasets.load_dataset`.
+
+`subset`, `split` (slices too) and `revision` are passed on as they are; the library's cache and offline mode
+(`HF_HOME`, `HF_HUB_OFFLINE`) hold. Failures come back as one sentence each.
+
+>>> HFLoader().load("openai/gsm8k", subset="main", split="test[:100]")
+
+Code in a data set's repository is never run (the library dropped that in version 4).
+"""
+
+from __future__ import annotations
+
+from aligntune import errors
+from aligntune.core.config import DatasetConfig
+from aligntune.data.loaders.base import BaseLoader
+from aligntune.data.rows import Rows
+from aligntune.errors import ValidationError
+
+
+class HFLoader(BaseLoader):
+    """Reads hub ids.
+
+    Args:
+        cache_dir: where downloads are kept; None takes the library's own folder (`HF_DATASETS_CACHE`).
+    """
+
+    def __init__(self, cache_dir: str | None = None) -> None:
+        self.cache_dir = cache_dir
+
+    def read(self, source: DatasetConfig) -> Rows:
+        """See `BaseLoader.read`.
+
+        Raises:
+            ValidationError: no such data set, subset or split.
+            errors.EnvironmentError: the hub cannot be reached and the data are not in the cache.
+        """
+        import datasets
+
+        name = source.name
+        try:
+            data = datasets.load_dataset(
+                name, source.subset, split=source.split, revision=source.revision, cache_dir=self.cache_dir
+            )
+        except datasets.exceptions.DatasetNotFoundError as error:
+            raise ValidationError(
+                f"the hub has no data set '{name}' that you may read: {error}",
+                hint="check the name; for a gated set accept its terms and log in (`hf auth login`); "
+                "a local path starts with ./ or /",
+            ) from error
+        except ConnectionError as error:
+            # datasets raises it both offline (HF_HUB_OFFLINE) and when the network fails.
+            raise errors.EnvironmentError(
+                f"data set '{name}' is not in the local cache and the hub cannot be reached ({error})",
+                hint=f"fetch it once while online (`hf download --repo-type dataset {name}`), unset HF_HUB_OFFLINE, "
+                "or name a local file or folder",
+            ) from error
+        except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
+            # ValueError: unknown subset or split, or a subset that must be named; the library lists what there is.
+            detail = " ".join(str(error).split())
+            raise ValidationError(
+                f"data set '{name}' (subset {source.subset}, split {source.split}) cannot be loaded: {detail}",
+                hint="set `subset` and `split` to ones that the data set has",
+            ) from error
+        where = f"{name}[{source.subset}]" if source.subset else name
+        return Rows(data.to_list(), source=f"{where}, split {source.split}")

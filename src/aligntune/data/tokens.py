@@ -1,0 +1,228 @@
+"""The texts and tokens that a trainer will make of a row, in batches.
+
+`Tokens` mirrors TRL 1.14's `_tokenize`: message lists through the chat template (no special tokens added on top), plain
+text through the tokenizer, EOS added where it is missing. `fit_to_template` and `plain_rows` change rows for
+tokenizers that cannot take them as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from aligntune.algorithms.base import Schema
+from aligntune.data.messages import Message, plain_completion, plain_conversation, plain_prompt, spoken
+from aligntune.errors import ValidationError
+
+if TYPE_CHECKING:
+    import datasets
+
+CONVERSATIONS = ("messages", "prompt", "completion", "chosen", "rejected")
+
+
+class Tokens:
+    """A tokenizer as the trainer uses it.
+
+    Args:
+        tokenizer: a Transformers tokenizer.
+        training_template: use the template with generation marks that TRL puts in the place of known ones when the
+            loss is on the assistant's turns.
+    """
+
+    def __init__(self, tokenizer: Any, *, training_template: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.template: str | None = None
+        if getattr(tokenizer, "chat_template", None):
+            self.template = tokenizer.get_chat_template()
+        self.changed: str | None = None
+        if training_template and self.template is not None and "{% generation" not in self.template:
+            from trl.chat_template_utils import get_training_chat_template
+
+            self.changed = get_training_chat_template(tokenizer)
+        self._added = tokenizer.num_special_tokens_to_add() if self.template is None else 0
+        self._templated = False
+
+    def require_eos(self) -> str:
+        """The EOS token.
+
+        Raises:
+            ValidationError: there is none, so no answer could learn where to end.
+        """
+        eos: str | None = self.tokenizer.eos_token
+        if not eos:
+            raise ValidationError(
+                "the tokenizer has no EOS token, so no row can teach where to stop",
+                hint="use a tokenizer with an eos_token",
+            )
+        return eos
+
+    def texts(
+        self,
+        values: Sequence[Any],
+        tools: Sequence[str | None] | None,
+        *,
+        start: int,
+        prompt: bool = False,
+        closed: bool = False,
+    ) -> list[str]:
+        """The text of each value before tokenisation.
+
+        Args:
+            values: message lists or texts, all of one kind.
+            tools: JSON text for each value.
+            start: number of the first value in the data set, for messages.
+            prompt: end where the assistant is to speak.
+            closed: end plain texts with EOS.
+        """
+        if values and isinstance(values[0], str):
+            self._templated = False
+            if not closed:
+                return list(values)
+            eos = self.require_eos()
+            return [text if text.endswith(eos) else text + eos for text in values]
+        self._templated = True
+        if tools is None or not any(tools):
+            try:
+                return list(self._apply(list(values), None, prompt))
+            except _template_error():
+                pass  # found again below, row by row, so that the message can name the row
+        return [
+            self._apply_one(value, tools[i] if tools else None, prompt, start + i)
+            for i, value in enumerate(values)
+        ]
+
+    def _apply(self, values: Any, tools: str | None, prompt: bool) -> Any:
+        return self.tokenizer.apply_chat_template(
+            values,
+            tools=json.loads(tools) if tools else None,
+            chat_template=self.changed,
+            add_generation_prompt=prompt,
+            tokenize=False,
+        )
+
+    def _apply_one(self, messages: list[Message], tools: str | None, prompt: bool, index: int) -> str:
+        try:
+            text: str = self._apply(messages, tools, prompt)
+        except _template_error() as error:
+            roles = ", ".join(m["role"] for m in messages)
+            raise ValidationError(
+                f"the chat template refuses row {index + 1} (roles: {roles}): {error}",
+                hint="change the rows or system_prompt to what the template allows, or set model.chat_template",
+                context={"row": index},
+            ) from error
+        return text
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts that the last call of `texts` made."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            texts, add_special_tokens=not self._templated, return_attention_mask=False, verbose=False
+        )
+        return encoded["input_ids"]  # type: ignore[no-any-return]
+
+    def surely_within(self, text: str, limit: int) -> bool:
+        """True where the text cannot have more than `limit` tokens, seen without tokenising it.
+
+        A token covers at least one character of ASCII text, which no Unicode normalisation lengthens; one more stands
+        for a space put in front.
+        """
+        return text.isascii() and len(text) + self._added + 1 <= limit
+
+    def assistant_start(self, messages: list[Message], tools: str | None) -> tuple[int, int]:
+        """Length in tokens, and the number (from 1) of the first token that the template marks as the assistant's.
+
+        Without a marked token the number is one past the length.
+        """
+        encoded = self.tokenizer.apply_chat_template(
+            messages,
+            tools=json.loads(tools) if tools else None,
+            chat_template=self.changed,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        mask = list(encoded["assistant_masks"])
+        return len(mask), (mask.index(1) if 1 in mask else len(mask)) + 1
+
+
+def _template_error() -> type[Exception]:
+    from jinja2 import TemplateError
+
+    return TemplateError
+
+
+def common_prefix(ids: list[int], others: list[int]) -> int:
+    """How many first tokens two rows share (where TRL lets the completion begin)."""
+    length = min(len(ids), len(others))
+    if ids[:length] == others[:length]:
+        return length
+    return next(i for i in range(length) if ids[i] != others[i])
+
+
+def plain_rows(dataset: datasets.Dataset, schema: Schema) -> tuple[datasets.Dataset, str]:
+    """Message lists as plain text, and the sentence that says in which form."""
+    changed: dict[str, list[str]]
+    if schema is Schema.MESSAGES:
+        changed = {"text": [plain_conversation(messages) for messages in dataset["messages"]]}
+        gone = ["messages"]
+    else:
+        prompts = list(dataset["prompt"])
+        changed = {"prompt": [plain_prompt(p) for p in prompts]}
+        for name in ("completion", "chosen", "rejected"):
+            if schema is not Schema.PROMPT and name in dataset.column_names:
+                changed[name] = [plain_completion(p, a) for p, a in zip(prompts, dataset[name], strict=True)]
+        gone = list(changed)
+    order = ["text" if name == "messages" and "text" in changed else name for name in dataset.column_names]
+    gone += [] if schema is Schema.PROMPT or "tools" not in dataset.column_names else ["tools"]
+    dataset = dataset.remove_columns(gone)
+    for name, values in changed.items():
+        dataset = dataset.add_column(name, values)
+    note = (
+        "The tokenizer has no chat template, so conversations are plain text: a single question and a line break, then "
+        "the answer; longer ones as 'User:' and 'Assistant:' paragraphs."
+    )
+    if "tools" in gone:
+        note += " The tool descriptions of the rows are left out."
+    return dataset.select_columns([name for name in order if name in dataset.column_names]), note
+
+
+def fit_to_template(dataset: datasets.Dataset, template: str) -> tuple[datasets.Dataset, list[str]]:
+    """Rows with tool calls or results, spelled out where the chat template does not know them."""
+    notes = []
+    if "tools" in dataset.column_names and "tools" not in template:
+        dataset = dataset.remove_columns(["tools"])
+        notes.append("The chat template shows no tools, so the tool descriptions of the rows are left out.")
+    calls, results = "tool_calls" not in template, "tool" not in template
+    for name in [c for c in CONVERSATIONS if c in dataset.column_names and (calls or results)]:
+        lists = list(dataset[name])
+        if not lists or not isinstance(lists[0], list):
+            continue
+        if not any(m.get("tool_calls") or m["role"] == "tool" for messages in lists for m in messages):
+            continue
+        fitted = [[_spelled(m, calls, results) for m in messages] for messages in lists]
+        order = dataset.column_names
+        dataset = _replace(dataset, name, fitted).select_columns(order)
+        notes.append(
+            f"The chat template knows no tools: tool calls in '{name}' are the assistant's text, results the user's."
+        )
+    return dataset, notes
+
+
+def _spelled(message: Message, calls: bool, results: bool) -> Message:
+    if calls and message.get("tool_calls"):
+        return {"role": message["role"], "content": spoken(message)}
+    if results and message["role"] == "tool":
+        return {"role": "user", "content": message["content"]}
+    return message
+
+
+def _replace(dataset: datasets.Dataset, name: str, values: list[Any]) -> datasets.Dataset:
+    from datasets import concatenate_datasets
+
+    from aligntune.data.storage import to_dataset
+
+    return concatenate_datasets(
+        [dataset.remove_columns([name]), to_dataset([{name: v} for v in values])], axis=1
+    )
