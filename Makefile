@@ -33,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^Paths are/d'
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 quickstart: $(BASE)
 	@$(PY) -m aligntune quickstart $(ARGS)

@@ -1,0 +1,158 @@
+"""What all commands share: the options --json, -v and --debug, the output, and groups that suggest a name.
+
+A command is a function that returns `Output(data, text)`: `data` is what --json prints, `text` what people read.
+
+    @click.command()
+    @shared
+    def command(settings: Settings) -> Output:
+        \"\"\"One line for the help.\"\"\"
+        return Output({"answer": 42}, "the answer is 42")
+
+With --json everything that a library prints goes to standard error, so that standard output holds one JSON document.
+Nothing here imports more than click.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from aligntune.errors import AlignTuneError, ConfigurationError
+from aligntune.registry import nearest
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command found out: plain values for programs, and text for people."""
+
+    data: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options that every command takes, wherever they stand on the line."""
+
+    json: bool = False
+    verbose: bool = False
+    debug: bool = False
+
+    @classmethod
+    def read(cls, args: Sequence[str]) -> Settings:
+        """Find the shared options among the arguments; errors in the other arguments must know them too."""
+        given = set(args[: args.index("--")] if "--" in args else args)
+        return cls("--json" in given, bool({"-v", "--verbose"} & given), "--debug" in given)
+
+    @property
+    def color(self) -> bool:
+        """Colour only where a person watches and has not declined it (https://no-color.org)."""
+        return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+    def start_logging(self) -> None:
+        """Show progress messages to a person; to a program only warnings, unless it asks for more."""
+        from aligntune.utils.logging import configure
+
+        level = "debug" if self.debug else "info" if self.verbose or sys.stderr.isatty() else "warning"
+        configure(level)
+
+    @contextlib.contextmanager
+    def guarded_output(self) -> Iterator[None]:
+        """With --json: send what libraries and child processes print to standard error inside the block."""
+        if not self.json:
+            yield
+            return
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+    def emit(self, output: Output) -> None:
+        """Print a command's result to standard output."""
+        if self.json:
+            click.echo(json.dumps(output.data, indent=2, ensure_ascii=False, default=str))
+        elif output.text:
+            click.echo(output.text)
+
+    def fail(self, error: BaseException, message: str, hint: str, exit_code: int) -> int:
+        """Report an error on standard error (with --json: on standard output too), and return the exit code."""
+        if self.debug:
+            import traceback
+
+            traceback.print_exception(error, file=sys.stderr)
+        label = click.style("error:", fg="red", bold=True) if self.color else "error:"
+        click.echo(f"{label} {message}" + (f"\n  hint: {hint}" if hint else ""), err=True)
+        if self.json:
+            context = error.context if isinstance(error, AlignTuneError) else {}
+            described = {"type": type(error).__name__, "message": message, "hint": hint, "context": context}
+            document = {"error": {**described, "exit_code": exit_code}}
+            click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+        return exit_code
+
+
+def shared(command: Callable[..., Output]) -> Callable[..., None]:
+    """Decorator for a command function: adds the shared options, passes `Settings` first, prints the result."""
+
+    @functools.wraps(command)
+    def run(settings: Settings, **arguments: Any) -> None:
+        settings.start_logging()
+        with settings.guarded_output():
+            output = command(settings, **arguments)
+        settings.emit(output)
+
+    decorated: Any = click.pass_obj(run)
+    for option in (
+        click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks and all messages."),
+        click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Say what is decided on the way."),
+        click.option("--json", is_flag=True, expose_value=False, help="Print one JSON document on standard output."),
+    ):
+        decorated = option(decorated)
+    return decorated  # type: ignore[no-any-return]
+
+
+class Group(click.Group):
+    """A group of commands that names the nearest command when the given one does not exist."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            raise ConfigurationError(
+                f"unknown command '{ctx.command_path} {name}'", hint=nearest(name, self.list_commands(ctx))
+            )
+        return super().resolve_command(ctx, args)
+
+
+def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+    """Rows as text in aligned columns."""
+    cells = [[str(cell) for cell in row] for row in (headers, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """`[FILE] [KEY=VALUE]...` as (file or None, overrides). Only the first argument can be the file.
+
+    Raises:
+        ConfigurationError: a later argument is not `key=value`.
+    """
+    rest = list(arguments)
+    file = rest.pop(0) if rest and ("=" not in rest[0] or os.path.isfile(rest[0])) else None
+    for item in rest:
+        if "=" not in item:
+            raise ConfigurationError(
+                f"'{item}' is not an override", hint="after the file write key=value, such as train.max_steps=20"
+            )
+    return file, rest

@@ -1,0 +1,75 @@
+"""`aligntune info`: what this machine has: versions, device, backends, algorithms and rewards."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import click
+
+import aligntune
+from aligntune.cli.console import Output, Settings, shared
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "datasets",
+    "peft",
+    "accelerate",
+    "math-verify",
+    "unsloth",
+    "unsloth_zoo",
+    "bitsandbytes",
+)
+
+
+@click.command(short_help="Show versions, device, backends, algorithms and rewards.")
+@shared
+def command(settings: Settings) -> Output:
+    """Show versions, device, backends, algorithms and rewards."""
+    from aligntune.core.backend_factory import list_algorithms, list_backends, list_rewards
+
+    data: dict[str, Any] = {
+        "aligntune": aligntune.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "device": _device(),
+        "backends": list_backends(),
+        "algorithms": list_algorithms(),
+        "rewards": list_rewards(),
+    }
+    return Output(data, _text(data))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _device() -> dict[str, Any]:
+    """The device as PyTorch sees it; without PyTorch an entry that says so."""
+    if _version("torch") is None:
+        return {"device": None, "problem": "PyTorch is not installed"}
+    from aligntune.utils.device import DeviceManager
+
+    manager = DeviceManager("auto")
+    return {"name": manager.name, **manager.summary()}
+
+
+def _text(data: dict[str, Any]) -> str:
+    device = ", ".join(f"{k} {v}" for k, v in data["device"].items() if v is not None and k != "torch")
+    lines = [f"aligntune {data['aligntune']}, Python {data['python']}, {data['platform']}", f"device: {device}", ""]
+    lines += [f"  {name:<14}{version or 'not installed'}" for name, version in data["packages"].items()]
+    lines += ["", "backends"]
+    for name, backend in data["backends"].items():
+        state = "available" if backend["available"] else f"not installed: {backend['install']}"
+        lines.append(f"  {name:<14}{state}")
+    lines += ["", "algorithms and tasks"]
+    lines += [f"  {name:<22}{entry['kind']:<5}{entry['summary']}" for name, entry in data["algorithms"].items()]
+    lines += ["", f"rewards: {', '.join(data['rewards'])}"]
+    return "\n".join(lines)

@@ -1,0 +1,168 @@
+"""`aligntune train`: a run from a file, from flags, or from a file with changes.
+
+    aligntune train run.yaml train.max_steps=20
+    aligntune train --algorithm dpo --model Qwen/Qwen3-0.6B --dataset pairs.jsonl --output-dir runs/dpo
+
+Precedence: defaults, the file's `base:`, the file, flags, `key=value`. A relative path means the working folder,
+except `base:`, which is relative to its file.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aligntune.cli.console import Output, Settings, shared, split_arguments
+from aligntune.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from aligntune.core.config import RLConfig, SFTConfig
+
+FLAGS = {
+    "model": "model_name",
+    "dataset": "dataset_name",
+    "preset": "preset",
+    "split": "split",
+    "algorithm": "algorithm",
+    "task": "task_type",
+    "backend": "backend",
+    "output_dir": "output_dir",
+    "max_steps": "max_steps",
+    "num_epochs": "num_epochs",
+    "batch_size": "batch_size",
+    "learning_rate": "learning_rate",
+    "seed": "seed",
+    "reward": "rewards",
+}
+"""Flag to the factories' keyword argument, which one table (`core.config.aliases`) maps to its dotted key."""
+
+
+class _Train(click.Command):
+    """A command whose --resume may stand without a value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _complete_resume(args))
+
+
+def _complete_resume(args: list[str]) -> list[str]:
+    """Write a bare `--resume` as `--resume=latest`, so that it does not swallow the file or an override."""
+    done = list(args)
+    for i, arg in enumerate(args):
+        following = args[i + 1] if i + 1 < len(args) else "-"
+        is_value = not (
+            following.startswith("-")
+            or following.endswith((".yaml", ".yml"))
+            or os.path.isfile(following)
+            or ("=" in following and not os.path.isdir(following))
+        )
+        if arg == "--resume" and not is_value:
+            done[i] = "--resume=latest"
+    return done
+
+
+@click.command(cls=_Train, short_help="Train from a YAML file or from flags.")
+@click.argument("arguments", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
+@click.option("--model", metavar="NAME", help="Folder or hub id of the model to start from.")
+@click.option("--dataset", metavar="NAME", help="Hub id, file or folder of rows to train on.")
+@click.option("--preset", metavar="NAME", help="Known data set's columns and template, such as gsm8k.")
+@click.option("--split", metavar="NAME", help="Split of the data set, or a slice such as train[:10%].")
+@click.option("--algorithm", metavar="NAME", help="Preference or policy optimisation, such as dpo, grpo.")
+@click.option("--type", "task", metavar="TASK", help="Supervised task, such as instruction_following.")
+@click.option("--reward", metavar="NAME", multiple=True, help="Reward, or file.py:function; may be given again.")
+@click.option("--backend", metavar="NAME", help="trl or unsloth.")
+@click.option("--output-dir", metavar="DIR", help="The run's folder.")
+@click.option("--max-steps", type=int, help="Optimizer steps.")
+@click.option("--num-epochs", type=float, help="Passes over the data, without --max-steps.")
+@click.option("--batch-size", type=int, help="Sequences per device and forward pass.")
+@click.option("--learning-rate", type=float, help="Peak learning rate.")
+@click.option("--seed", type=int, help="Seed of everything random.")
+@click.option("--dry-run", is_flag=True, help="Check and print what would be trained; write nothing.")
+@click.option("--resume", metavar="[latest|PATH]", help="Go on from the newest checkpoint, or from this one.")
+@shared
+def command(settings: Settings, arguments: tuple[str, ...], dry_run: bool, resume: str | None, **flags: Any) -> Output:
+    """Train from FILE, changed by flags and KEY=VALUE, or from flags alone.
+
+    KEY is the dotted path of a setting: train.learning_rate=1e-5, model.peft.r=32, rewards.0.weight=0.5. `aligntune
+    config schema` lists every key. Relative paths are relative to the working folder.
+    """
+    file, overrides = split_arguments(arguments)
+    given = {FLAGS[k]: list(v) if k == "reward" else v for k, v in flags.items() if v not in (None, ())}
+    config = build(file, overrides, given)
+    if dry_run:
+        return _describe(config)
+    return _train(config, resume)
+
+
+def build(file: str | None, overrides: list[str], keywords: dict[str, Any]) -> RLConfig | SFTConfig:
+    """The resolved configuration of a command line.
+
+    Raises:
+        ConfigurationError: with every fault in one message.
+    """
+    from aligntune.core.config import load_config, read_yaml
+    from aligntune.core.config.aliases import keywords_to_keys
+    from aligntune.core.config.io import notices
+
+    raw = read_yaml(file) if file else {}
+    for notice in notices(raw):
+        click.echo(f"note: {notice}", err=True)
+    keys = keywords_to_keys(_kind(raw, overrides, keywords, file), keywords)
+    return load_config(file or {}, overrides=overrides, keywords=keys)
+
+
+def _kind(raw: dict[str, Any], overrides: list[str], keywords: dict[str, Any], file: str | None) -> Any:
+    """Supervised ("sft") or reinforcement ("rl") run, by what the file, the flags and the overrides name."""
+    roots = [item.partition("=")[0].partition(".")[0] for item in overrides]
+    sft = "task" in raw or "task_type" in keywords or "task" in roots
+    rl = "algo" in raw or "algorithm" in keywords or "algo" in roots
+    if sft and rl:
+        where = f"{file} has" if file else "the command line has"
+        raise ConfigurationError(
+            f"{where} a task (supervised) and an algorithm (preference or policy) at once",
+            hint="`algo:` and --algorithm belong to one kind of run, `task:` and --type to the other; keep one",
+        )
+    if not file and not (sft or rl):
+        raise ConfigurationError(
+            "nothing says what to train",
+            hint="give a YAML file (`aligntune recipes list` has some), or --model, --dataset and --algorithm or --type",
+        )
+    return "sft" if sft else "rl"
+
+
+def _describe(config: RLConfig | SFTConfig) -> Output:
+    from aligntune.core.backend_factory import describe
+    from aligntune.core.config import dump_config
+    from aligntune.core.config.io import effective
+
+    described = describe(config)
+    lines = [f"  {key}: {_plain(value)}" for key, value in described.items()]
+    text = dump_config(config) + "\n# what would be trained (nothing was written)\n" + "\n".join(lines)
+    return Output({"config": effective(config), "description": described}, text)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "".join(f"\n    {k}: {v}" for k, v in value.items())
+    return "".join(f"\n    {v}" for v in value) if isinstance(value, list) else str(value)
+
+
+def _train(config: RLConfig | SFTConfig, resume: str | None) -> Output:
+    from aligntune.core.backend_factory import create_trainer
+
+    trainer = create_trainer(config)
+    try:
+        result = trainer.train(resume=resume)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(trainer.resume_hint) from stop
+    held_out = {k: v for k, v in result.metrics.items() if k.startswith("eval_")}
+    lines = [
+        *(f"- {note}" for note in trainer.notes),
+        f"trained {result.total_steps} steps in {result.training_time:.1f} s, mean loss {result.final_loss:.4f}, "
+        f"peak memory {result.peak_memory / 1e9:.2f} GB",
+        *(f"{k} {v:.4f}" for k, v in held_out.items()),
+        f"model   {result.model_path}",
+        f"report  {os.path.join(config.output_dir, 'report.html')}",
+    ]
+    return Output({**result.to_dict(), "output_dir": config.output_dir, "notes": trainer.notes}, "\n".join(lines))
