@@ -1,7 +1,8 @@
 """From one row in a known format to one canonical row of a schema.
 
-A reader per format turns a row into an `Example` (what it says, as message lists); `canonical` cuts the example to the
-schema. Both raise `RowProblem` where the row lacks something and `RowFault` where it cannot be read.
+A reader per format turns a row into an `Example` (what it says, as message lists); `canonical` cuts the
+example to the schema. Both raise `RowProblem` where the row lacks something and `RowFault` where it cannot be
+read.
 
 >>> example = read_alpaca({"instruction": "Add", "input": "1, 2", "output": "3"}, fields, Schema.PROMPT_COMPLETION)
 >>> canonical(example, Schema.PROMPT_COMPLETION)
@@ -101,9 +102,7 @@ def read_alpaca(row: dict[str, Any], fields: Fields, schema: Schema) -> Example:
         prompt = _scalar_text(instruction, "instruction")
         if context is not None and str(context).strip():
             prompt += "\n\n" + _scalar_text(context, "input")
-    return _pair(
-        [{"role": "user", "content": prompt}], fields.get(row, "output"), "output", row, fields, schema
-    )
+    return _pair([{"role": "user", "content": prompt}], fields.get(row, "output"), "output", row, fields, schema)
 
 
 def read_pair(row: dict[str, Any], fields: Fields, schema: Schema) -> Example:
@@ -175,9 +174,7 @@ def _pair(
             raise RowProblem(f"the {name} is empty or null")
         completion = None
     else:
-        completion = to_messages(
-            answer if not isinstance(answer, (int, float)) else _number(answer), role="assistant"
-        )
+        completion = to_messages(answer if not isinstance(answer, (int, float)) else _number(answer), role="assistant")
         if completion[0]["role"] != "assistant" or not has_answer(completion):
             raise RowProblem(f"the {name} holds no answer of the assistant")
     example = Example(prompt=prompt, completion=completion, tools=to_tools(fields.get(row, "tools")))
@@ -226,9 +223,7 @@ def _strip_prompt(
         if left[:size] == prompt and right[:size] == prompt:
             left, right = left[size:], right[size:]
         return prompt, left, right
-    size = next(
-        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
-    )
+    size = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     if left == right:
         raise RowProblem("chosen and rejected are the same")
     if size == 0:

@@ -1,7 +1,7 @@
 """The formats that rows come in: which columns make them, how they are detected, which schemas they can serve.
 
-Detection goes by column names alone and is always told. `FORMATS` is in order of precedence: the first format that can
-serve the schema and whose required columns are all there wins.
+Detection goes by column names alone and is always told. `FORMATS` is in order of precedence: the first format
+that can serve the schema and whose required columns are all there wins.
 
 | format | columns |
 |---|---|
@@ -146,7 +146,8 @@ def make_plan(columns: Sequence[str], source: DatasetConfig, schema: Schema, pre
     """Settle format and columns.
 
     Raises:
-        ValidationError: no format fits the columns, or a needed column is missing; the columns found are listed.
+        ValidationError: no format fits the columns, or a needed column is missing; the columns found are
+        listed.
         ConfigurationError: format, preset, mapping, template and schema contradict each other.
     """
     mapping = {**(preset.column_mapping if preset else {}), **(source.column_mapping or {})}
@@ -233,7 +234,7 @@ def _detect(
         )
     raise ValidationError(
         f"cannot tell what the rows of {source.name} are (columns found: {', '.join(columns) or 'none'})",
-        hint=f"this run needs {wanted}: map your columns, such as `column_mapping: {_example_mapping(schema, columns)}`",
+        hint=f"this run needs {wanted}: map your columns, as in `column_mapping: {_example_mapping(schema, columns)}`",
     )
 
 
@@ -264,11 +265,7 @@ def _check_mapping_targets(mapping: dict[str, str], columns: Sequence[str]) -> N
 
 def _check_mapping_keys(mapping: dict[str, str], name: str, schema: Schema) -> dict[str, str]:
     """Mapped names that are no role: columns for the rewards under PROMPT, faults elsewhere."""
-    others = {
-        key: column
-        for key, column in mapping.items()
-        if key not in FORMATS[name].roles and key != "reference"
-    }
+    others = {key: column for key, column in mapping.items() if key not in FORMATS[name].roles and key != "reference"}
     if schema is Schema.PROMPT:
         return others
     wrong = [*others, *(["reference"] if "reference" in mapping else [])]
@@ -289,9 +286,7 @@ def _missing_column(role: str, name: str, spec: Format, columns: Sequence[str]) 
     )
 
 
-def _plan_reference(
-    plan: Plan, columns: Sequence[str], mapping: dict[str, str], preset: Preset | None
-) -> None:
+def _plan_reference(plan: Plan, columns: Sequence[str], mapping: dict[str, str], preset: Preset | None) -> None:
     if "reference" in mapping:
         plan.reference = mapping["reference"]
     elif preset and preset.reference_after and "completion" in plan.fields.columns:
@@ -304,13 +299,9 @@ def _plan_reference(
 def _describe(plan: Plan, given: bool, templated: bool) -> str:
     parts = [f"{role} from '{column}'" for role, column in plan.fields.columns.items()]
     if templated:
-        parts.insert(
-            0, "prompt from prompt_template" if plan.format != "text" else "text from prompt_template"
-        )
+        parts.insert(0, "prompt from prompt_template" if plan.format != "text" else "text from prompt_template")
     if plan.reference:
         parts.append(f"reference from '{plan.reference}'")
     if plan.reference_after:
-        parts.append(
-            f"reference from what follows '{plan.reference_after}' in '{plan.fields.columns['completion']}'"
-        )
+        parts.append(f"reference from what follows '{plan.reference_after}' in '{plan.fields.columns['completion']}'")
     return f"format {plan.format} ({'given' if given else 'detected'}): {', '.join(parts)}."

@@ -6,8 +6,8 @@
 >>> prepared.dataset.column_names
 ['prompt', 'question', 'answer', 'reference']
 
-Rows that lack what the schema needs are left out, counted and named in `notes`; a row that cannot be read at all stops
-the run with its file and line. Fitting rows to a tokenizer is `aligntune.data.render`.
+Rows that lack what the schema needs are left out, counted and named in `notes`; a row that cannot be read at
+all stops the run with its file and line. Fitting rows to a tokenizer is `aligntune.data.render`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ RESERVED = (
     "image",
     "images",
 )
-"""Names that rewards and TRL's GRPOTrainer use for something else; a row's column of that name gets `source_` before it."""
+"""Names that rewards and TRL's GRPOTrainer use otherwise; a row's column of that name gets `source_` before it."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,11 @@ class _Tally:
             self.places[reason].append(place)
 
     def notes(self, seen: int) -> list[str]:
-        return [
-            f"Left out {count} of {seen} rows: {reason} ({', '.join(self.places[reason])}{', ...' if count > 3 else ''})."
-            for reason, count in self.reasons.most_common()
-        ]
+        notes = []
+        for reason, count in self.reasons.most_common():
+            places = ", ".join([*self.places[reason], *(["..."] if count > 3 else [])])
+            notes.append(f"Left out {count} of {seen} rows: {reason} ({places}).")
+        return notes
 
 
 class DataManager:
@@ -143,9 +144,7 @@ class DataManager:
         loader, source, count = self.resolver.resolve(source)
         rows = loader.read(source)
         if not rows.rows:
-            raise ValidationError(
-                f"{rows.source} holds no rows", hint="check the file, the split and the slice"
-            )
+            raise ValidationError(f"{rows.source} holds no rows", hint="check the file, the split and the slice")
         plan = make_plan(rows.columns, source, self.schema, preset)
         notes = [*notes, *rows.notes, f"{rows.source}: {plan.note}"]
         done, more = self._convert(rows, plan, count)
@@ -198,9 +197,7 @@ class DataManager:
 def _reward_columns(row: dict[str, Any], example: Example, plan: Plan, facts: Counter[str]) -> dict[str, Any]:
     """Every column of the row, the mapped names, and the gold answer."""
     columns = {
-        (f"source_{name}" if name in RESERVED else name): value
-        for name, value in row.items()
-        if name != "prompt"
+        (f"source_{name}" if name in RESERVED else name): value for name, value in row.items() if name != "prompt"
     }
     columns.update({name: lookup(row, column) for name, column in plan.extra.items()})
     reference = _reference(row, example, plan)
@@ -218,7 +215,7 @@ def _reference(row: dict[str, Any], example: Example, plan: Plan) -> Any:
     text = spoken(completion[-1])
     if plan.reference_after is None:
         return text
-    before, mark, gold = text.rpartition(plan.reference_after)
+    _before, mark, gold = text.rpartition(plan.reference_after)
     if not mark or not gold.strip():
         raise RowProblem(f"the answer has no '{plan.reference_after}' with the gold answer after it")
     return gold.strip()
@@ -232,8 +229,8 @@ def _facts(facts: Counter[str], plan: Plan, columns: list[str], schema: Schema) 
         )
     if facts["several_answers"] and schema is Schema.PROMPT_COMPLETION:
         notes.append(
-            f"{facts['several_answers']} conversations have several assistant turns; only the last one is the completion "
-            "(the task chat_completion trains on all of them)."
+            f"{facts['several_answers']} conversations have several assistant turns; only the last one is the "
+            "completion (the task chat_completion trains on all of them)."
         )
     if schema is Schema.PROMPT:
         renamed = [name for name in columns if name in RESERVED]
@@ -244,9 +241,7 @@ def _facts(facts: Counter[str], plan: Plan, columns: list[str], schema: Schema) 
                 + "."
             )
         return notes
-    used = {column.split(".")[0] for column in plan.fields.columns.values()} | set(
-        plan.fields.columns.values()
-    )
+    used = {column.split(".")[0] for column in plan.fields.columns.values()} | set(plan.fields.columns.values())
     if plan.fields.template:
         used |= plan.fields.template.variables
     unused = [name for name in columns if name not in used]
@@ -282,7 +277,7 @@ def _draw(total: int, count: int | None, seed: int) -> Iterator[int]:
     """Row numbers in the order in which they are tried; a smaller draw is a beginning of a larger one."""
     order = list(range(total))
     if count is not None:
-        random.Random(seed).shuffle(order)
+        random.Random(seed).shuffle(order)  # noqa: S311 (a repeatable draw is wanted)
     yield from order
 
 
@@ -299,8 +294,9 @@ def prepare_dataset(
     """Load, convert, draw and mix.
 
     Canonical columns: TEXT `text`; MESSAGES `messages` [, `tools`]; PROMPT_COMPLETION `prompt`, `completion`
-    [, `tools`]; PREFERENCE `prompt`, `chosen`, `rejected` [, `tools`]; PROMPT `prompt`, every column of the row, and
-    `reference` where rows have a gold answer. Prompts, completions and answers are message lists; `tools` is JSON text.
+    [, `tools`]; PREFERENCE `prompt`, `chosen`, `rejected` [, `tools`]; PROMPT `prompt`, every column of the
+    row, and `reference` where rows have a gold answer. Prompts, completions and answers are message lists;
+    `tools` is JSON text.
 
     Args:
         source: one source, or several to mix by weight (`aligntune.data.mixing`).

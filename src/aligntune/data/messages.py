@@ -1,8 +1,9 @@
 """Conversations: message lists in one form, dialogues in one string, and the plain text of a conversation.
 
-A message is `{"role": ..., "content": text}`, with `tool_calls`, `name` and the like kept where a row has them. Roles
-are `system`, `developer`, `user`, `assistant` and `tool`; ShareGPT's `human`, `gpt`, `function_call` and `observation`
-are translated. The dialogue form is HH-RLHF's "\\n\\nHuman: ... \\n\\nAssistant: ..." (Bai et al. 2022, arXiv:2204.05862).
+A message is `{"role": ..., "content": text}`, with `tool_calls`, `name` and the like kept where a row has
+them. Roles are `system`, `developer`, `user`, `assistant` and `tool`; ShareGPT's `human`, `gpt`,
+`function_call` and `observation` are translated. The dialogue form is HH-RLHF's "\\n\\nHuman: ...
+\\n\\nAssistant: ..." (Bai et al. 2022, arXiv:2204.05862).
 
 >>> to_messages([{"from": "human", "value": "Hi"}])
 [{'role': 'user', 'content': 'Hi'}]
@@ -84,9 +85,7 @@ def _parse_json_list(text: str) -> list[Any] | None:
     except json.JSONDecodeError:
         return None
     keys = ("role", "from")
-    readable = isinstance(parsed, list) and all(
-        isinstance(m, dict) and any(k in m for k in keys) for m in parsed
-    )
+    readable = isinstance(parsed, list) and all(isinstance(m, dict) and any(k in m for k in keys) for m in parsed)
     return parsed if readable else None
 
 
@@ -118,9 +117,7 @@ def _text_of(content: Any) -> str:
         return "".join(str(part.get("text") or "") for part in content)
     if isinstance(content, (int, float)) and not isinstance(content, bool):
         return str(content)
-    raise RowFault(
-        f"the content of a message must be text, found {type(content).__name__} (images are not supported)"
-    )
+    raise RowFault(f"the content of a message must be text, found {type(content).__name__} (images are not supported)")
 
 
 def _tool_call(content: str) -> dict[str, Any] | None:
@@ -189,9 +186,10 @@ def spoken(message: Message) -> str:
 def plain_prompt(messages: list[Message]) -> str:
     """The text that a model without a chat template is prompted with.
 
-    One user turn, with or without a system message: the contents, blank line between them, and a line break at the end
-    (none where the text ends in white space). Anything longer: "User: ...", "Assistant: ..." paragraphs, ending in
-    "Assistant:". The form depends on the conversation alone, so training, evaluation and generation agree.
+    One user turn, with or without a system message: the contents, blank line between them, and a line break
+    at the end (none where the text ends in white space). Anything longer: "User: ...", "Assistant: ..."
+    paragraphs, ending in "Assistant:". The form depends on the conversation alone, so training, evaluation
+    and generation agree.
 
     >>> plain_prompt([{"role": "user", "content": "2+2?"}])
     '2+2?\\n'

@@ -1,15 +1,16 @@
 """Several sources in one data set, by weight, without repeating a row.
 
-Equal weights (the default) join all sources whole. Unequal weights are shares of the mixture: with weights w and sizes
-n, source i gives k_i = floor(T w_i / sum(w)) rows, where T = min_i n_i sum(w) / w_i is the largest total that repeats
-nothing; which rows is drawn with the seed. Either way the rows are then shuffled together with the seed.
+Equal weights (the default) join all sources whole. Unequal weights are shares of the mixture: with weights w
+and sizes n, source i gives k_i = floor(T w_i / sum(w)) rows, where T = min_i n_i sum(w) / w_i is the largest
+total that repeats nothing; which rows is drawn with the seed. Either way the rows are then shuffled together
+with the seed.
 
 >>> rows, note = mix([[{"text": "a"}] * 90, [{"text": "b"}] * 90], [2, 1], ["a", "b"], seed=0)
 >>> len(rows)
 135
 
-`interleave_datasets(stopping_strategy="first_exhausted")` of the `datasets` library has the same shares in expectation;
-here they are exact.
+`interleave_datasets(stopping_strategy="first_exhausted")` of the `datasets` library has the same shares in
+expectation; here they are exact.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def mix(
         seed: of the draws and of the order.
     """
     sizes = [len(part) for part in parts]
-    generator = random.Random(seed)
+    generator = random.Random(seed)  # noqa: S311 (a repeatable draw is wanted)
     if len(set(weights)) == 1:
         counts = sizes
     else:
@@ -44,9 +45,7 @@ def mix(
     ]
     generator.shuffle(mixed)
     how = (
-        "joined whole (equal weights)"
-        if counts is sizes
-        else f"mixed by weight {', '.join(f'{w:g}' for w in weights)}"
+        "joined whole (equal weights)" if counts is sizes else f"mixed by weight {', '.join(f'{w:g}' for w in weights)}"
     )
     shares = "; ".join(f"{c} of {s} rows from {n}" for c, s, n in zip(counts, sizes, names, strict=True))
     return mixed, f"{len(parts)} sources {how}, order shuffled with seed {seed}: {shares}."

@@ -1,7 +1,7 @@
 """What is known about well-known data sets: format, column names, the hub's subset, where the gold answer stands.
 
-A preset is one entry of `PRESETS`. It applies by name (`preset: gsm8k`) and to the hub ids that it lists; the user's own
-`format` and `column_mapping` come first. Each entry cites the data set's paper.
+A preset is one entry of `PRESETS`. It applies by name (`preset: gsm8k`) and to the hub ids that it lists; the
+user's own `format` and `column_mapping` come first. Each entry cites the data set's paper.
 """
 
 from __future__ import annotations

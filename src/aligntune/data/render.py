@@ -1,15 +1,16 @@
 """Prepared rows to rows that fit a tokenizer, with every truncated or lost row counted.
 
-With a chat template the message lists stay, and the trainer applies the template. Without one they become plain text in
-the form of `aligntune.data.messages.plain_prompt`. Lengths and masks are those of TRL 1.14: the template or the text
-plus the EOS token, cut to the first `max_length` tokens; the completion begins where the tokens of the prompt alone and
-of the whole row part.
+With a chat template the message lists stay, and the trainer applies the template. Without one they become
+plain text in the form of `aligntune.data.messages.plain_prompt`. Lengths and masks are those of TRL 1.14: the
+template or the text plus the EOS token, cut to the first `max_length` tokens; the completion begins where the
+tokens of the prompt alone and of the whole row part.
 
 >>> rendered = render(prepared, Schema.PROMPT_COMPLETION, tokenizer, max_length=512)
 >>> rendered.notes[-1]
 '12 of 3500 rows are longer than model.max_seq_length = 512 tokens and are cut there (longest: 803).'
 
-Rows that TRL would drop without a word (nothing left to train on) are dropped here and counted. Packing is not
+Rows that TRL would drop without a word (nothing left to train on) are dropped here and counted. Packing is
+not
 considered: it cuts nothing off.
 """
 
@@ -85,15 +86,17 @@ def render(
         tokenizer: a Transformers tokenizer.
         max_length: most tokens a row (`model.max_seq_length`); None cuts nothing. Not used for PROMPT.
         max_prompt_length: most tokens a prompt (PROMPT); longer prompts are left out. None keeps all.
-        loss_on: which tokens are trained: "completion" (default of PROMPT_COMPLETION), "assistant" (MESSAGES, needs
+        loss_on: which tokens are trained: "completion" (default of PROMPT_COMPLETION), "assistant" (MESSAGES,
+        needs
             generation marks in the template) or "all" (default elsewhere).
 
     Returns:
-        A `Prepared` with the same `content_hash` (it names the data before rendering). Columns: TEXT and, without a
-        chat template, MESSAGES: `text`; the others as before, as message lists or as text.
+        A `Prepared` with the same `content_hash` (it names the data before rendering). Columns: TEXT and,
+        without a chat template, MESSAGES: `text`; the others as before, as message lists or as text.
 
     Raises:
-        ValidationError: no row has a token to train on, the template refuses a row, or the tokenizer has no EOS token.
+        ValidationError: no row has a token to train on, the template refuses a row, or the tokenizer has no
+        EOS token.
     """
     schema = Schema(schema)
     tokens = Tokens(tokenizer, training_template=loss_on == "assistant")
@@ -108,7 +111,7 @@ def render(
     else:
         dataset, fitted = fit_to_template(dataset, tokens.template)
         notes += fitted
-    if schema is not Schema.PROMPT and tokens.template is None or schema is Schema.TEXT:
+    if (schema is not Schema.PROMPT and tokens.template is None) or schema is Schema.TEXT:
         tokens.require_eos()
     limit = max_prompt_length if schema is Schema.PROMPT else max_length
     count = _count(dataset, schema, tokens, limit, loss_on)
@@ -136,9 +139,7 @@ def _count(
     return count
 
 
-def _measure_whole(
-    batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count
-) -> None:
+def _measure_whole(batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count) -> None:
     _whole(batch["text" if "text" in batch else "messages"], batch, start, tokens, limit, count)
 
 
@@ -164,9 +165,7 @@ def _whole(
         count.add(start + i, lengths.get(i, 2), limit, needed=2)
 
 
-def _measure_pair(
-    batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count
-) -> None:
+def _measure_pair(batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count) -> None:
     wholes = tokens.texts(_joined(batch, "completion"), batch.get("tools"), start=start, closed=True)
     exact = _exact(wholes, start, tokens, limit)
     ids = tokens.ids([wholes[i] for i in exact])
@@ -212,9 +211,7 @@ def _measure_assistant(
         count.add(start + i, length, limit, needed=needed)
 
 
-def _measure_prompt(
-    batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count
-) -> None:
+def _measure_prompt(batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count) -> None:
     texts = tokens.texts(batch["prompt"], None, start=start, prompt=True)
     exact = [] if limit is None else [i for i, t in enumerate(texts) if not tokens.surely_within(t, limit)]
     lengths = dict(zip(exact, map(len, tokens.ids([texts[i] for i in exact])), strict=True))
@@ -237,9 +234,7 @@ def _joined(batch: dict[str, list[Any]], answer: str) -> list[Any]:
     return [prompt + reply for prompt, reply in zip(batch["prompt"], batch[answer], strict=True)]
 
 
-def _prompt_ids(
-    batch: dict[str, list[Any]], chosen: list[int], start: int, tokens: Tokens
-) -> list[list[int]]:
+def _prompt_ids(batch: dict[str, list[Any]], chosen: list[int], start: int, tokens: Tokens) -> list[list[int]]:
     prompts: list[str | list[Message]] = [batch["prompt"][i] for i in chosen]
     tools = [batch["tools"][i] for i in chosen] if "tools" in batch else None
     return tokens.ids(tokens.texts(prompts, tools, start=start, prompt=True))
@@ -286,6 +281,6 @@ def _nothing_left(prepared: Prepared, schema: Schema, count: _Count, limit: int 
     return ValidationError(
         f"none of the {total} rows of {prepared.source} has a token to train on: in {count.cut_off} of them everything "
         f"before the first trained token fills {LENGTH_KEY} = {limit} (the shortest needs {count.shortest})",
-        hint=f"set {LENGTH_KEY} to more than {count.shortest}",
+        hint=f"set {LENGTH_KEY} to {count.shortest} or more",
         context={"rows": total, "limit": limit, "shortest": count.shortest},
     )

@@ -1,7 +1,7 @@
 """From the `name` of a source to the loader that reads it.
 
-The order: an existing folder, an existing file by its ending, then a hub id. What looks like a path and is not there is
-an error that names the nearest file, never a hub look-up.
+The order: an existing folder, an existing file by its ending, then a hub id. What looks like a path and is
+not there is an error that names the nearest file, never a hub look-up.
 
 >>> LoaderResolver().resolve(DatasetConfig(name="data/train.jsonl#500"))
 (<JSONLoader>, DatasetConfig(name='data/train.jsonl', ...), 500)

@@ -1,7 +1,8 @@
 """Rows as a loader read them, and the slice of a split that a user asked for.
 
-A row is a plain dict, as its file spelled it: no column is forced to one type, because real JSON Lines mix `3` and
-`"3"`, leave keys out and nest. `Rows.place(i)` says where a row came from, so that a message can name it.
+A row is a plain dict, as its file spelled it: no column is forced to one type, because real JSON Lines mix
+`3` and `"3"`, leave keys out and nest. `Rows.place(i)` says where a row came from, so that a message can name
+it.
 
 >>> rows = Rows([{"text": "a"}, {"text": "b"}], source="a.jsonl", places=["a.jsonl:1", "a.jsonl:3"])
 >>> take_split(rows, "train[:1]").rows
@@ -61,9 +62,7 @@ class Rows:
     def select(self, indices: Iterable[int]) -> Rows:
         """The rows at `indices`, each keeping its place."""
         chosen = list(indices)
-        return Rows(
-            [self.rows[i] for i in chosen], self.source, [self.place(i) for i in chosen], list(self.notes)
-        )
+        return Rows([self.rows[i] for i in chosen], self.source, [self.place(i) for i in chosen], list(self.notes))
 
 
 def split_base(split: str) -> str:

@@ -1,7 +1,7 @@
 """Rows to a `datasets.Dataset`, without loss where columns mix types or nest unevenly.
 
-Arrow gives each column one type and fills absent keys of nested objects with nulls. A column whose values do not share
-a type is therefore stored as JSON (`datasets.Json`), which gives back exactly what went in.
+Arrow gives each column one type and fills absent keys of nested objects with nulls. A column whose values do
+not share a type is therefore stored as JSON (`datasets.Json`), which gives back exactly what went in.
 
 >>> to_dataset([{"kwargs": {"n": 1}}, {"kwargs": {"word": "x"}}])[1]
 {'kwargs': {'word': 'x'}}
@@ -29,9 +29,7 @@ def to_dataset(rows: list[dict[str, Any]], columns: list[str] | None = None) -> 
 
     if columns is None:
         columns = list(dict.fromkeys(key for row in rows for key in row))
-    return Dataset.from_dict(
-        {name: [row.get(name) for row in rows] for name in columns}, on_mixed_types="use_json"
-    )
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}, on_mixed_types="use_json")
 
 
 def content_hash(rows: Iterable[dict[str, Any]]) -> str:

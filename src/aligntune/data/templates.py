@@ -3,9 +3,9 @@
 >>> PromptTemplate("{{ question }} Answer with a number.").render({"question": "2+2?"})
 '2+2? Answer with a number.'
 
-The environment is Jinja's immutable sandbox with strict undefined names: a template cannot reach into Python objects,
-and a misspelt column is an error rather than an empty string. A null value that would be printed is a problem of the
-row, never the word "None".
+The environment is Jinja's immutable sandbox with strict undefined names: a template cannot reach into Python
+objects, and a misspelt column is an error rather than an empty string. A null value that would be printed is
+a problem of the row, never the word "None".
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ class PromptTemplate:
                 hint="guard the value with `is defined`",
             ) from error
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise ValidationError(
-                f"prompt_template fails: {error}", hint="mend the Jinja template"
-            ) from error
+            raise ValidationError(f"prompt_template fails: {error}", hint="mend the Jinja template") from error
         if not text.strip():
             raise RowProblem("the prompt that prompt_template makes is empty")
         return text

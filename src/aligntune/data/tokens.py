@@ -1,8 +1,8 @@
 """The texts and tokens that a trainer will make of a row, in batches.
 
-`Tokens` mirrors TRL 1.14's `_tokenize`: message lists through the chat template (no special tokens added on top), plain
-text through the tokenizer, EOS added where it is missing. `fit_to_template` and `plain_rows` change rows for
-tokenizers that cannot take them as they are.
+`Tokens` mirrors TRL 1.14's `_tokenize`: message lists through the chat template (no special tokens added on
+top), plain text through the tokenizer, EOS added where it is missing. `fit_to_template` and `plain_rows`
+change rows for tokenizers that cannot take them as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.data.messages import Message, plain_completion, plain_conversation, plain_prompt, spoken
+from aligntune.data.storage import to_dataset
 from aligntune.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class Tokens:
 
     Args:
         tokenizer: a Transformers tokenizer.
-        training_template: use the template with generation marks that TRL puts in the place of known ones when the
+        training_template: use the template with generation marks that TRL puts in the place of known ones
+        when the
             loss is on the assistant's turns.
     """
 
@@ -88,8 +90,7 @@ class Tokens:
             except _template_error():
                 pass  # found again below, row by row, so that the message can name the row
         return [
-            self._apply_one(value, tools[i] if tools else None, prompt, start + i)
-            for i, value in enumerate(values)
+            self._apply_one(value, tools[i] if tools else None, prompt, start + i) for i, value in enumerate(values)
         ]
 
     def _apply(self, values: Any, tools: str | None, prompt: bool) -> Any:
@@ -125,8 +126,8 @@ class Tokens:
     def surely_within(self, text: str, limit: int) -> bool:
         """True where the text cannot have more than `limit` tokens, seen without tokenising it.
 
-        A token covers at least one character of ASCII text, which no Unicode normalisation lengthens; one more stands
-        for a space put in front.
+        A token covers at least one character of ASCII text, which no Unicode normalisation lengthens; one
+        more stands for a space put in front.
         """
         return text.isascii() and len(text) + self._added + 1 <= limit
 
@@ -176,9 +177,7 @@ def plain_rows(dataset: datasets.Dataset, schema: Schema) -> tuple[datasets.Data
         gone = list(changed)
     order = ["text" if name == "messages" and "text" in changed else name for name in dataset.column_names]
     gone += [] if schema is Schema.PROMPT or "tools" not in dataset.column_names else ["tools"]
-    dataset = dataset.remove_columns(gone)
-    for name, values in changed.items():
-        dataset = dataset.add_column(name, values)
+    dataset = _replace(dataset, changed, gone)
     note = (
         "The tokenizer has no chat template, so conversations are plain text: a single question and a line break, then "
         "the answer; longer ones as 'User:' and 'Assistant:' paragraphs."
@@ -203,7 +202,7 @@ def fit_to_template(dataset: datasets.Dataset, template: str) -> tuple[datasets.
             continue
         fitted = [[_spelled(m, calls, results) for m in messages] for messages in lists]
         order = dataset.column_names
-        dataset = _replace(dataset, name, fitted).select_columns(order)
+        dataset = _replace(dataset, {name: fitted}, [name]).select_columns(order)
         notes.append(
             f"The chat template knows no tools: tool calls in '{name}' are the assistant's text, results the user's."
         )
@@ -218,11 +217,11 @@ def _spelled(message: Message, calls: bool, results: bool) -> Message:
     return message
 
 
-def _replace(dataset: datasets.Dataset, name: str, values: list[Any]) -> datasets.Dataset:
+def _replace(dataset: datasets.Dataset, changed: dict[str, list[Any]], gone: list[str]) -> datasets.Dataset:
+    """The data set without the columns in `gone` and with the new ones."""
     from datasets import concatenate_datasets
 
-    from aligntune.data.storage import to_dataset
-
-    return concatenate_datasets(
-        [dataset.remove_columns([name]), to_dataset([{name: v} for v in values])], axis=1
-    )
+    names = list(changed)
+    new = to_dataset([dict(zip(names, values, strict=True)) for values in zip(*changed.values(), strict=True)])
+    rest = dataset.remove_columns(gone)
+    return concatenate_datasets([rest, new], axis=1) if rest.column_names else new

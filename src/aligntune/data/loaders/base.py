@@ -101,9 +101,7 @@ def read_bytes(path: Path) -> bytes:
         data = path.read_bytes()
         return gzip.decompress(data) if path.suffix.lower() == ".gz" else data
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValidationError(
-            f"{path}: damaged gzip archive ({error})", hint="fetch or pack the file again"
-        ) from error
+        raise ValidationError(f"{path}: damaged gzip archive ({error})", hint="fetch or pack the file again") from error
     except OSError as error:
         raise errors.EnvironmentError(
             f"{path}: cannot be read ({error.strerror})", hint="check its permissions"

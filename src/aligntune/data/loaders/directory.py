@@ -1,10 +1,11 @@
 """Folders: data files together, or one row for each text file.
 
-A folder that holds data files (json, jsonl, csv, tsv, parquet, gzipped too) is read as those files, joined; text and
-Markdown files beside them, such as a README, are left out and counted. A folder of text files only gives one row a file
-with the columns `text` and `path`. Files whose names carry a split (`train-00000.parquet`, `test.jsonl`, `dev/a.csv`)
-belong to it; where no name does, everything is the split `train`. A folder written by `Dataset.save_to_disk` is read as
-such. Hidden files are skipped, and links to folders are not followed.
+A folder that holds data files (json, jsonl, csv, tsv, parquet, gzipped too) is read as those files, joined;
+text and Markdown files beside them, such as a README, are left out and counted. A folder of text files only
+gives one row a file with the columns `text` and `path`. Files whose names carry a split
+(`train-00000.parquet`, `test.jsonl`, `dev/a.csv`) belong to it; where no name does, everything is the split
+`train`. A folder written by `Dataset.save_to_disk` is read as such. Hidden files are skipped, and links to
+folders are not followed.
 
 >>> DirectoryLoader().load("notes/").column_names
 ['text', 'path']
@@ -67,9 +68,7 @@ class DirectoryLoader(BaseLoader):
         notes = []
         if len(files) > len(chosen):
             rest = sorted(str(p.relative_to(root)) for p in set(files) - {path for path, _ in chosen})
-            notes.append(
-                f"{root}: left out {len(rest)} files that are not data files ({', '.join(rest[:3])})."
-            )
+            notes.append(f"{root}: left out {len(rest)} files that are not data files ({', '.join(rest[:3])}).")
         return _join(root, chosen, source.split, notes)
 
 
@@ -95,9 +94,7 @@ def _join(root: Path, files: list[tuple[Path, FileLoader]], split: str, notes: l
                 hint=f"set split to one of: {', '.join(present)}, or name one file",
             )
         if left:
-            notes.append(
-                f"{root}: left out {len(left)} files whose names carry no split ({', '.join(left[:3])})."
-            )
+            notes.append(f"{root}: left out {len(left)} files whose names carry no split ({', '.join(left[:3])}).")
     elif wanted != "train":
         raise ValidationError(
             f"{root} has no split '{base}': no file name carries one",

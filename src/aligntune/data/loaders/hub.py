@@ -55,7 +55,8 @@ class HFLoader(BaseLoader):
                 "or name a local file or folder",
             ) from error
         except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
-            # ValueError: unknown subset or split, or a subset that must be named; the library lists what there is.
+            # ValueError: unknown subset or split, or a subset that must be named; the library
+            # lists what there is.
             detail = " ".join(str(error).split())
             raise ValidationError(
                 f"data set '{name}' (subset {source.subset}, split {source.split}) cannot be loaded: {detail}",

@@ -1,7 +1,8 @@
 """JSON and JSON Lines, plain or gzipped, parsed line by line so that a fault names its file and line.
 
-`.jsonl` and `.ndjson` hold one object a line (blank lines are skipped). `.json` holds a list of objects, an object
-`{"data": [...]}`, an object of splits `{"train": [...], "test": [...]}`, or, as many published files do, JSON Lines.
+`.jsonl` and `.ndjson` hold one object a line (blank lines are skipped). `.json` holds a list of objects, an
+object `{"data": [...]}`, an object of splits `{"train": [...], "test": [...]}`, or, as many published files
+do, JSON Lines.
 
 >>> JSONLoader().load("rows.jsonl")          # {"a": 1} and {"a": "x", "b": []}: a mixed column is stored as JSON
 """
@@ -69,9 +70,7 @@ def _parse_lines(path: Path, text: str) -> Rows:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             detail = (
-                f"{error.msg}, column {error.colno}"
-                if isinstance(error, json.JSONDecodeError)
-                else "nested too deeply"
+                f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
             )
             raise ValidationError(
                 f"{path}:{number}: not JSON ({detail})",
@@ -93,7 +92,8 @@ def _parse_document(path: Path, text: str) -> Any:
     try:
         return json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
-        # "Extra data" after a whole first value that fills its line is what JSON Lines look like to a JSON parser.
+        # "Extra data" after a whole first value that fills its line is what JSON Lines look like to
+        # a JSON parser.
         if error.msg == "Extra data" and "\n" in text[: error.pos]:
             return None
         raise ValidationError(
@@ -107,11 +107,7 @@ def _parse_document(path: Path, text: str) -> Any:
 
 def _splits_of(document: Any) -> dict[str, list[Any]] | None:
     names = [name for aliases in SPLIT_NAMES.values() for name in aliases]
-    if (
-        isinstance(document, dict)
-        and document
-        and all(k in names and isinstance(v, list) for k, v in document.items())
-    ):
+    if isinstance(document, dict) and document and all(k in names and isinstance(v, list) for k, v in document.items()):
         return document
     return None
 

@@ -1,7 +1,8 @@
 """CSV, TSV and Parquet files.
 
-CSV cells stay text: `007` keeps its zeros and `NA` stays the word. The header names the columns; a row with another
-number of cells is refused with its line. The delimiter is the one that the header uses most among `,` `;` tab `|`.
+CSV cells stay text: `007` keeps its zeros and `NA` stays the word. The header names the columns; a row with
+another number of cells is refused with its line. The delimiter is the one that the header uses most among `,`
+`;` tab `|`.
 
 >>> CSVLoader().load("intents.csv")[0]
 {'text': 'I am still waiting on my card?', 'category': 'card_arrival'}
@@ -77,9 +78,7 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     names = [name.strip() or f"column_{i}" for i, name in enumerate(cells, start=1)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValidationError(
-            f"{path}:1: column '{twice[0]}' stands twice in the header", hint="rename one of the two"
-        )
+        raise ValidationError(f"{path}:1: column '{twice[0]}' stands twice in the header", hint="rename one of the two")
     return names
 
 
@@ -95,7 +94,5 @@ class ParquetLoader(FileLoader):
         try:
             table = parquet.ParquetFile(path).read()
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-            raise ValidationError(
-                f"{path}: not Parquet ({error})", hint="fetch or write the file again"
-            ) from error
+            raise ValidationError(f"{path}: not Parquet ({error})", hint="fetch or write the file again") from error
         return Rows(table.to_pylist(), source=path.name)
