@@ -9,6 +9,7 @@ model, the rewards. What an algorithm adds is its row of `algorithms/`, what a b
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,11 +69,17 @@ class Trainer:
 
     def _load(self) -> Any:
         if self._loaded is None:
-            self.backend.prepare(self.config)
+            self._ready()
             with quiet_libraries():
                 self._loaded = self.backend.load_model(self.config)
             self._tell(self._loaded.notes)
         return self._loaded
+
+    def _ready(self) -> None:
+        """Prepare the process for the backend, and only then import the libraries that it may replace parts of."""
+        self.backend.prepare(self.config)
+        for library in ("transformers", "datasets"):  # loaded here, so that `quiet_libraries` finds their bars
+            importlib.import_module(library)
 
     @property
     def model(self) -> Any:
@@ -103,6 +110,7 @@ class Trainer:
         """Rows of one or more sources in the algorithm's schema, fitted to the tokenizer."""
         from aligntune.data import prepare_dataset, render
 
+        self._ready()
         schema = self.config.algorithm.data
         with quiet_libraries():
             prepared = prepare_dataset(sources, schema, seed=self.config.train.seed, cache_dir=self.config.cache.dir)
@@ -160,7 +168,6 @@ class Trainer:
         resume = resume or self._resume
         RunFolder.check(self.config.output_dir, resume=resume is not None)
         checkpoint = self._find_checkpoint(resume)
-        self.backend.prepare(self.config)
         self._train_rows()
         self._eval_rows()
         self._probe_rewards()
@@ -170,7 +177,8 @@ class Trainer:
             self._write_header()
             if checkpoint:
                 self._run.rewind(int(checkpoint.rpartition("-")[2]))
-            return self._fit(checkpoint)
+            with quiet_libraries():
+                return self._fit(checkpoint)
 
     @contextmanager
     def _closing_run(self) -> Iterator[None]:
@@ -195,7 +203,7 @@ class Trainer:
         stop = StopRequest()
         progress = Progress(f"{self.config.algorithm.key} on {self.config.backend}")
         started = time.monotonic()
-        with quiet_libraries(), stop.listening():
+        with stop.listening():
             self._hf = self._build(stop, progress)
             try:
                 output = self._hf.train(resume_from_checkpoint=checkpoint)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 ROOT = "aligntune"
@@ -47,15 +47,34 @@ def configure(level: str = "info") -> None:
 
 @contextmanager
 def quiet_libraries(level: int = logging.ERROR) -> Iterator[None]:
-    """Hold the libraries' own log messages below `level` back while the block runs (their errors still
-    show).
-    """
+    """Hold the libraries' progress bars, and their log messages below `level`, back while the block runs."""
     loggers = [logging.getLogger(name) for name in LIBRARIES]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(level)
+    bars = _bars()
+    for _, hide, _ in bars:
+        hide()
     try:
         yield
     finally:
+        for shown, _, show in bars:
+            if shown:
+                show()
         for logger, old in zip(loggers, before, strict=True):
             logger.setLevel(old)
+
+
+def _bars() -> list[tuple[bool, Callable[[], None], Callable[[], None]]]:
+    """For each library that is loaded: whether its bars show now, how to hide them, how to show them again."""
+    found = []
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as hf
+
+        found.append((hf.is_progress_bar_enabled(), hf.disable_progress_bar, hf.enable_progress_bar))
+    if "datasets" in sys.modules:
+        import datasets
+
+        shown = datasets.are_progress_bars_disabled()
+        found.append((not shown, datasets.disable_progress_bars, datasets.enable_progress_bars))
+    return found
