@@ -1,0 +1,269 @@
+"""Rewards by name: the built-in catalogue, rewards of the user, and `file.py:function` or
+`package.module:function`.
+
+    RewardRegistry.list_rewards()                                      # ['answer_format', 'length', ...]
+    RewardRegistry.get_reward_function("length", max_length=200)       # a RewardFunction
+    RewardRegistry.register_custom_reward("no_apology", no_apology)    # then `type: no_apology` in YAML
+
+The catalogue is every module of `rewards/builtin`: a new reward is one decorated function there, and nothing
+else is touched. Those modules import nothing heavy at their top, so listing costs milliseconds.
+
+It does not hold weights or thresholds: these belong to `CompositeReward`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from aligntune.errors import ConfigurationError
+from aligntune.registry import nearest
+from aligntune.rewards.base import REWARDS, UNBOUNDED, FunctionReward, RewardFunction, reward_class
+
+if TYPE_CHECKING:
+    from aligntune.core.config.sections import RewardConfig
+    from aligntune.rewards.composite import CompositeReward
+
+
+@dataclass(frozen=True)
+class RewardInfo:
+    """What `aligntune rewards list` shows of a reward."""
+
+    name: str
+    kind: str
+    range: tuple[float, float]
+    columns: tuple[str, ...]
+    parameters: dict[str, Any]
+    summary: str
+
+
+@cache
+def load_builtins() -> tuple[str, ...]:
+    """Import every module of `rewards/builtin` once; the names that they registered."""
+    import aligntune.rewards.builtin as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return tuple(n for n in REWARDS.names() if REWARDS.get(n).__module__.startswith(package.__name__))
+
+
+class RewardRegistry:
+    """All rewards by name. Its methods work on the class; there is one registry in a process."""
+
+    @classmethod
+    def register_custom_reward(
+        cls,
+        name: str,
+        reward: Callable[..., Any] | type[RewardFunction],
+        *,
+        kind: str = "verifiable",
+        range: tuple[float, float] = UNBOUNDED,
+        deadline: float | None = None,
+        replace: bool = False,
+    ) -> type[RewardFunction]:
+        """Register a function (`fn(text, **columns)` or TRL's batch form) or a `RewardFunction` subclass.
+
+        Args:
+            range: (lowest, highest) score of a function; unbounded unless given. A class declares its own.
+            deadline: seconds per text; None takes `USER_DEADLINE`.
+            replace: put it in the place of a reward of that name.
+
+        Raises:
+            ConfigurationError: the name is taken, or the signature takes no text.
+        """
+        load_builtins()
+        made = _as_class(reward, name, kind=kind, range=range, deadline=deadline)
+        taken = REWARDS.get(name) if name in REWARDS else None
+        again = taken is not None and _definition(taken) == _definition(made)  # a notebook cell executed twice
+        REWARDS.add(name, made, replace=replace or again)
+        return made
+
+    @classmethod
+    def get_reward_function(cls, name: str, /, **params: Any) -> RewardFunction:
+        """Make the reward `name` (or `file.py:function`) with `params`.
+
+        Raises:
+            ConfigurationError: an unknown name or parameter; the hint has the nearest name, or the parameters.
+        """
+        return resolve(name)(**params)
+
+    @classmethod
+    def list_rewards(cls) -> list[str]:
+        """The names of all rewards, sorted."""
+        load_builtins()
+        return REWARDS.names()
+
+    @classmethod
+    def describe(cls, name: str) -> RewardInfo:
+        """Kind, range, columns, parameters with defaults, and the first line of the docstring."""
+        made = resolve(name)
+        columns = tuple(sorted(made.columns)) if not issubclass(made, FunctionReward) else made.signature.required
+        parameters = dict(made.signature.defaults) if issubclass(made, FunctionReward) else {}
+        summary = (inspect.getdoc(made) or "").partition("\n")[0]
+        return RewardInfo(name, made.kind, made.range, columns, parameters, summary)
+
+
+class RewardFunctionFactory:
+    """Rewards from configurations, as scripts written for the paper's interface make them."""
+
+    @staticmethod
+    def create_reward(config: RewardConfig | str | Enum, /, **params: Any) -> RewardFunction:
+        """A reward from a `RewardConfig`, a `RewardType` member or a name; `params` add to the
+        configuration's."""
+        if isinstance(config, (str, Enum)):
+            return make_reward(config, params)
+        return make_reward(config.type, {**config.params, **params}, deadline=config.deadline)
+
+    @staticmethod
+    def create_composite(configs: list[RewardConfig]) -> CompositeReward:
+        """A `CompositeReward` from configurations; see `composite.build_rewards`."""
+        from aligntune.rewards.composite import build_rewards
+
+        return build_rewards(configs)
+
+
+def get_reward_function(name: str, /, **params: Any) -> RewardFunction:
+    """`RewardRegistry.get_reward_function`."""
+    return RewardRegistry.get_reward_function(name, **params)
+
+
+def list_rewards() -> list[str]:
+    """`RewardRegistry.list_rewards`."""
+    return RewardRegistry.list_rewards()
+
+
+def register_custom_reward(
+    name: str, reward: Callable[..., Any] | type[RewardFunction], **options: Any
+) -> type[RewardFunction]:
+    """`RewardRegistry.register_custom_reward`."""
+    return RewardRegistry.register_custom_reward(name, reward, **options)
+
+
+def make_reward(kind: str | Enum, params: dict[str, Any], *, deadline: float | None = None) -> RewardFunction:
+    """A reward with its parameters, and with `deadline` (seconds per text) in place of its own where given.
+
+    Raises:
+        ConfigurationError: unknown name or parameter, or two deadlines.
+    """
+    cls = resolve(kind)
+    own = issubclass(cls, FunctionReward) and "deadline" in cls.signature.defaults
+    if deadline is not None and own:
+        if "deadline" in params:
+            raise ConfigurationError(f"reward '{cls.name}' has two deadlines", hint="remove params.deadline")
+        params = {**params, "deadline": deadline}
+    made = cls(**params)
+    if deadline is not None and not own:
+        made.deadline = deadline
+    return made
+
+
+def resolve(kind: str | Enum) -> type[RewardFunction]:
+    """The class of a reward: a registered name, `file.py:function`, or `package.module:function`.
+
+    Raises:
+        ConfigurationError: no such reward, file, module or function; the nearest name is in the hint.
+    """
+    name = str(kind.value if isinstance(kind, Enum) else kind)
+    load_builtins()
+    if name in REWARDS or ":" not in name:
+        if name.endswith(".py"):
+            raise ConfigurationError(f"reward '{name}' names no function", hint=f"write {name}:function")
+        return REWARDS.get(name)
+    place, _, attribute = name.rpartition(":")
+    module = _load_file(place) if place.endswith(".py") else _load_module(place)
+    target = getattr(module, attribute, None)
+    if target is None:
+        functions = [
+            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
+        ]
+        raise ConfigurationError(f"{place} has no function '{attribute}'", hint=nearest(attribute, functions))
+    return _as_class(target, attribute, origin=name)
+
+
+def _as_class(
+    target: Any,
+    name: str,
+    *,
+    kind: str = "verifiable",
+    range: tuple[float, float] = UNBOUNDED,
+    deadline: float | None = None,
+    origin: str | None = None,
+) -> type[RewardFunction]:
+    if isinstance(target, type) and issubclass(target, RewardFunction):
+        return target
+    decorated = getattr(target, "reward_class", None)
+    if decorated is not None:
+        made: type[RewardFunction] = decorated
+        return made
+    if not callable(target) or isinstance(target, type):
+        raise ConfigurationError(
+            f"reward '{name}' is {type(target).__name__}, neither a function nor a RewardFunction class",
+            hint="write fn(text, **columns) -> float",
+        )
+    options = {} if deadline is None else {"deadline": deadline}
+    return reward_class(target, name, kind=kind, range=range, origin=origin, **options)  # type: ignore[arg-type]
+
+
+def _load_file(place: str) -> ModuleType:
+    """Execute a user's file as a module of its own, once for each content."""
+    path = Path(place).expanduser().absolute()
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
+        guess = f"did you mean {path.parent / near[0]}? " if near else ""
+        raise ConfigurationError(
+            f"the reward file {place} does not exist", hint=f"{guess}paths are relative to {Path.cwd()}"
+        )
+    digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
+    name = f"aligntune_rewards_{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigurationError(f"{place} cannot be read as Python", hint="give a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))  # the file may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:  # user code: whatever it raises must name the file
+        del sys.modules[name]
+        raise ConfigurationError(
+            f"the reward file {place} failed to import: {type(e).__name__}: {e}", hint=f"run: python {place}"
+        ) from e
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise ConfigurationError(
+            f"the reward module '{name}' cannot be imported: {e}",
+            hint="give package.module:function of an installed package, or path/to/file.py:function",
+        ) from e
+
+
+def _definition(cls: type[RewardFunction]) -> tuple[str, str]:
+    item: Any = cls.fn if issubclass(cls, FunctionReward) else cls
+    return item.__module__, item.__qualname__
+
+
+@cache
+def reward_type() -> type[Enum]:
+    """The enumeration `RewardType`: one member per built-in reward, `LENGTH = "length"`."""
+    members = {name.upper(): name for name in load_builtins()}
+    return Enum("RewardType", members, type=str, module="aligntune.rewards", qualname="RewardType")  # type: ignore[return-value]

@@ -1,0 +1,181 @@
+"""What a reward function's signature says: its columns, its parameters, and whether it scores a batch.
+
+    def cites_source(text: str, reference: str, *, strict: bool = False) -> float: ...
+
+Here `reference` is a column (no default), `strict` a parameter (keyword-only). The whole rule, for every name
+after `text`: the value comes from `params`; else from the data's column of that name (not for a keyword-only
+name with a default); else from the default. A function with `prompts` or `completions` among its names has
+TRL's batch signature: its columns are lists.
+
+Source: TRL's reward-function interface (`GRPOTrainer`, release 1.14.2) for the batch form. It does not call
+    anything.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aligntune.errors import ConfigurationError
+from aligntune.registry import nearest
+
+GOLD = "reference"
+GOLD_COLUMNS = ("reference", "answer", "solution", "ground_truth")
+"""Where the gold answer is looked for, in this order."""
+PROVIDED = frozenset({"prompt", "completion", "completion_ids"})
+"""Columns that whoever scores gives; the data need not have them."""
+_BATCH = frozenset({"prompts", "completions"})
+_EXTRAS = frozenset({"completion_ids", "trainer_state", "log_metric", "log_extra", "environments"})
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The names that a reward function takes.
+
+    Attributes:
+        required: names without a default; each must be a parameter or a column.
+        defaults: names with a default, and the default.
+        keyword_only: names that only `params` may set, unless they are required.
+        open: the function takes `**columns`, and so gets every column.
+        batch: the function has TRL's batch signature.
+        text: name of the first argument, which takes the completion; a column of that name cannot be had.
+        types: annotations, where they can be resolved.
+    """
+
+    required: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    keyword_only: frozenset[str]
+    open: bool
+    batch: bool
+    text: str
+    types: Mapping[str, Any]
+
+    def columns(self, params: Mapping[str, Any]) -> frozenset[str]:
+        """The columns that the data must have, once `params` are given."""
+        return frozenset(self.required) - set(params) - PROVIDED
+
+    def check(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """`params` with their types checked and converted.
+
+        Raises:
+            ConfigurationError: an unknown parameter (all are listed) or a value of the wrong type.
+        """
+        known = [name for name in (*self.required, *self.defaults) if name not in PROVIDED]
+        checked: dict[str, Any] = {}
+        for key, value in params.items():
+            if key not in known and not self.open:
+                shown = nearest(key, known) if known else "it has no parameters"
+                raise ConfigurationError(f"reward '{name}' has no parameter '{key}'", hint=shown)
+            checked[key] = _convert(name, key, value, self.types[key]) if key in self.types else value
+        return checked
+
+
+def _convert(name: str, key: str, value: Any, annotation: Any) -> Any:
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except PydanticSchemaGenerationError:
+        return value  # an annotation such as a user's own class, which only the function itself can judge
+    except ValidationError as e:
+        what = e.errors()[0]["msg"]
+        raise ConfigurationError(
+            f"reward '{name}': the parameter {key} = {value!r} does not fit: {what}",
+            hint=f"{key} is declared as {annotation}",
+        ) from e
+
+
+def read_signature(fn: Callable[..., Any], name: str) -> Signature:
+    """Read the signature of a reward function.
+
+    Raises:
+        ConfigurationError: the function is a coroutine, or takes no text.
+    """
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+        raise ConfigurationError(
+            f"reward '{name}' is a coroutine function", hint="write a plain function; call asyncio.run inside it"
+        )
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError) as e:
+        raise ConfigurationError(f"reward '{name}' has no readable signature", hint="wrap it in a function") from e
+    batch = any(p.name in _BATCH for p in parameters)
+    first = "text"
+    if not batch:
+        if not parameters or parameters[0].kind not in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        ):
+            raise ConfigurationError(
+                f"reward '{name}' takes no text",
+                hint="write fn(text, **columns) -> float, or TRL's fn(prompts, completions, **columns) -> list",
+            )
+        first, parameters = parameters[0].name, parameters[1:]
+    named = [
+        p
+        for p in parameters
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and not (batch and p.name in _BATCH | _EXTRAS)
+    ]
+    return Signature(
+        required=tuple(p.name for p in named if p.default is p.empty),
+        defaults={p.name: p.default for p in named if p.default is not p.empty},
+        keyword_only=frozenset(p.name for p in named if p.kind is p.KEYWORD_ONLY),
+        open=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        batch=batch,
+        text=first,
+        types=_types(fn, [p.name for p in named]),
+    )
+
+
+def _types(fn: Callable[..., Any], names: list[str]) -> dict[str, Any]:
+    try:
+        hints = typing.get_type_hints(fn, include_extras=True)
+    except (NameError, TypeError, AttributeError):  # annotations that only a type checker can see
+        return {}
+    return {name: hints[name] for name in names if name in hints}
+
+
+def bind(signature: Signature, params: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of one call, by the rule above; `reference` is filled from the gold columns.
+
+    Args:
+        columns: one row (values), or for the batch form whole columns (lists).
+
+    Raises:
+        ConfigurationError: a required name is neither a parameter nor a column.
+    """
+    kept = PROVIDED if signature.batch else {signature.text}  # TRL gives the provided columns under names of its own
+    call: dict[str, Any] = {k: v for k, v in columns.items() if k not in kept} if signature.open else {}
+    gold = gold_column(columns)
+    for name in signature.required:
+        if name in params:
+            call[name] = params[name]
+        elif name in columns:
+            call[name] = columns[name]
+        elif name == GOLD and gold is not None:
+            call[name] = columns[gold]
+        else:
+            raise ConfigurationError(
+                f"needs '{name}', which is neither among its parameters nor a column of the data",
+                hint=f"the data have: {', '.join(sorted(columns)) or 'no columns'}; map one with column_mapping",
+            )
+    for name in signature.defaults:
+        if name in params:
+            call[name] = params[name]
+        elif name not in signature.keyword_only and name in columns:
+            call[name] = columns[name]
+        elif name not in signature.keyword_only and name == GOLD and gold is not None:
+            call[name] = columns[gold]
+        else:
+            call.pop(name, None)
+    for name in params:  # parameters that an open signature takes without naming them
+        call.setdefault(name, params[name])
+    return call
+
+
+def gold_column(columns: Mapping[str, Any]) -> str | None:
+    """The column that holds the gold answer, if there is one."""
+    return next((name for name in GOLD_COLUMNS if name in columns), None)
