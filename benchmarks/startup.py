@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 REFUSED = "algo: {name: gpro}\nmodel: {name_or_path: m}\ndatasets: [d.jsonl]\n"
+PACKAGES = ("aligntune", "click", "pydantic", "trl", "torch")
 HERE = Path(__file__).resolve().parent
 
 
@@ -55,9 +56,8 @@ def machine() -> dict[str, Any]:
     """What the times were taken on."""
     model = platform.processor()
     if Path("/proc/cpuinfo").exists():
-        names = [
-            x.split(":", 1)[1].strip() for x in open("/proc/cpuinfo", encoding="utf-8") if x.startswith("model name")
-        ]
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
         model = names[0] if names else model
     return {
         "cpu": model,
@@ -79,9 +79,7 @@ def main() -> None:
     about = machine()
     with tempfile.TemporaryDirectory() as name:
         lines = commands(Path(name))
-        for (
-            line
-        ) in lines.values():  # once without counting: the file cache and the compiled files are then the same for all
+        for line in lines.values():  # once without counting, so that caches are the same for all
             measure(line, Path(name))
         times: dict[str, list[tuple[float, float]]] = {key: [] for key in lines}
         order = list(lines)

@@ -6,10 +6,15 @@ The environment is set before anything else is imported, because torch, tokenize
 from __future__ import annotations
 
 import atexit
+import json
+import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +32,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share the folder that
     os.environ["HF_HOME"] = _home
     atexit.register(shutil.rmtree, _home, ignore_errors=True)
 
-import helpers  # noqa: E402 - after the environment is set
+import helpers
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -64,3 +69,32 @@ def stories260k(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of the really trained 260k-parameter story model (no chat template, no pad token)."""
     source = shared / "models" / "stories260K"
     return helpers.convert_stories260k(source, tmp_path_factory.mktemp("models") / "stories260k")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as the one JSON document that it must be."""
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+    """`cli("train", "run.yaml", ...)` runs the command line in this process."""
+    from aligntune.cli.main import main
+
+    def run(*arguments: Any) -> Ran:
+        capfd.readouterr()
+        code = main([str(a) for a in arguments])
+        return Ran(code, *capfd.readouterr())
+
+    yield run
+    log = logging.getLogger("aligntune")  # its handler holds the standard error of this test
+    log.handlers = [h for h in log.handlers if not getattr(h, "aligntune", False)]

@@ -39,6 +39,10 @@ FLAGS = {
 """Flag to the factories' keyword argument, which one table (`core.config.aliases`) maps to its dotted key."""
 
 
+SHOWN = ("algorithm", "backend", "backend_available", "trainer", "library_class", "data_schema", "batch", "arguments")
+"""Entries of the factory's description that --dry-run prints beneath the configuration."""
+
+
 class _Train(click.Command):
     """A command whose --resume may stand without a value."""
 
@@ -108,8 +112,9 @@ def build(file: str | None, overrides: list[str], keywords: dict[str, Any]) -> R
     raw = read_yaml(file) if file else {}
     for notice in notices(raw):
         click.echo(f"note: {notice}", err=True)
-    keys = keywords_to_keys(_kind(raw, overrides, keywords, file), keywords)
-    return load_config(file or {}, overrides=overrides, keywords=keys)
+    kind = _kind(raw, overrides, keywords, file)
+    source: Any = file or ({"dataset": {}} if kind == "sft" else {"datasets": [{}]})
+    return load_config(source, overrides=overrides, keywords=keywords_to_keys(kind, keywords))
 
 
 def _kind(raw: dict[str, Any], overrides: list[str], keywords: dict[str, Any], file: str | None) -> Any:
@@ -126,7 +131,7 @@ def _kind(raw: dict[str, Any], overrides: list[str], keywords: dict[str, Any], f
     if not file and not (sft or rl):
         raise ConfigurationError(
             "nothing says what to train",
-            hint="give a YAML file (`aligntune recipes list` has some), or --model, --dataset and --algorithm or --type",
+            hint="give a YAML file (see `aligntune recipes list`), or --model, --dataset and --algorithm or --type",
         )
     return "sft" if sft else "rl"
 
@@ -134,18 +139,21 @@ def _kind(raw: dict[str, Any], overrides: list[str], keywords: dict[str, Any], f
 def _describe(config: RLConfig | SFTConfig) -> Output:
     from aligntune.core.backend_factory import describe
     from aligntune.core.config import dump_config
-    from aligntune.core.config.io import effective
 
+    if config.algorithm.uses_rewards:
+        from aligntune.rewards import build_rewards
+
+        build_rewards(config.rewards)  # type: ignore[union-attr]
     described = describe(config)
-    lines = [f"  {key}: {_plain(value)}" for key, value in described.items()]
-    text = dump_config(config) + "\n# what would be trained (nothing was written)\n" + "\n".join(lines)
-    return Output({"config": effective(config), "description": described}, text)
+    lines = [f"#   {line}" for key in SHOWN for line in _lines(key, described[key])]
+    text = dump_config(config) + "\n# nothing was written; what would be trained:\n" + "\n".join(lines)
+    return Output(described, text)
 
 
-def _plain(value: Any) -> str:
+def _lines(key: str, value: Any) -> list[str]:
     if isinstance(value, dict):
-        return "".join(f"\n    {k}: {v}" for k, v in value.items())
-    return "".join(f"\n    {v}" for v in value) if isinstance(value, list) else str(value)
+        return [f"{key}:", *(f"  {k}: {v}" for k, v in value.items())]
+    return [f"{key}: {value}"]
 
 
 def _train(config: RLConfig | SFTConfig, resume: str | None) -> Output:

@@ -48,7 +48,7 @@ def run_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "AlignTune run",
-        "description": "A file with `task` is a supervised run, one with `algo` a preference or policy optimisation run.",
+        "description": "A file with `task` is a supervised run, one with `algo` preference or policy optimisation.",
         "anyOf": [{"$ref": "#/$defs/SFTConfig"}, {"$ref": "#/$defs/RLConfig"}],
         "$defs": {name: _short_forms(definition) for name, definition in sorted(defs.items())},
     }
