@@ -259,7 +259,7 @@ def test_missing_weights_are_refused_and_not_made_up(copy: Path) -> None:
 def test_damaged_weights_are_named(copy: Path) -> None:
     data = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(errors.ValidationError, match="a weights file of .* is damaged"):
+    with pytest.raises(errors.ValidationError, match=r"a weights file of .* is damaged"):
         loader(copy).load()
 
 
@@ -270,7 +270,7 @@ def test_a_tokenizer_beyond_the_embeddings_is_refused(copy: Path) -> None:
     rows = len(tokenizer)
     tokenizer.add_tokens(["newtoken"])
     tokenizer.save_pretrained(copy)
-    with pytest.raises(errors.ValidationError, match=f"ids up to {rows}, and the model has {rows} embeddings"):
+    with pytest.raises(errors.ValidationError, match=rf"ids up to {rows}, and the model has {rows} embeddings"):
         loader(copy).load()
 
 

@@ -1,0 +1,38 @@
+"""The HTML report: one self-contained file for a run, or for a story told in several stages.
+
+>>> build_report("out/sft")
+PosixPath('out/sft/report.html')
+
+`build_story(title, stages, out)` compares stages with intervals; see `story.Stage`. Names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aligntune.report.run_page import build_report
+    from aligntune.report.story import Answer, Interval, Sample, Stage, build_story
+
+_LAZY = {
+    "Answer": "aligntune.report.story:Answer",
+    "Interval": "aligntune.report.story:Interval",
+    "Sample": "aligntune.report.story:Sample",
+    "Stage": "aligntune.report.story:Stage",
+    "build_report": "aligntune.report.run_page:build_report",
+    "build_story": "aligntune.report.story:build_story",
+}
+
+__all__ = ["Answer", "Interval", "Sample", "Stage", "build_report", "build_story"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from aligntune.registry import import_attribute
+
+    return import_attribute(_LAZY[name])
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

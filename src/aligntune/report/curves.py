@@ -1,0 +1,189 @@
+"""Which metrics of a run become a chart, in which order, and what each chart says in words.
+
+Names are those that TRL logs, and ours with the prefix `eval_` for held-out data. A metric that the run does not log
+gives no chart; every logged metric is in the table of numbers.
+
+>>> [chart.title for chart in charts(read_run("out/sft"))]
+['Loss', 'Entropy', 'Token accuracy', 'Gradient norm', 'Learning rate']
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from aligntune.report.numbers import compact, percent
+from aligntune.report.read import RunData
+from aligntune.report.svg import COLOURS, Point, Series, line_chart, runs
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: its title, what it tells a reader, and the metrics that it draws as (name, label).
+
+    `pattern` adds every metric that matches, labelled by its first group.
+    """
+
+    title: str
+    meaning: str
+    metrics: tuple[tuple[str, str], ...] = ()
+    pattern: str = ""
+    text: Callable[[float], str] = compact
+    y_range: tuple[float | None, float | None] = (None, None)
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f}%"
+
+
+TRAIN, HELD_OUT = "training", "held out"
+PANELS = (
+    Panel("Loss", "what training lowers", (("loss", TRAIN), ("eval_nll", HELD_OUT), ("eval_loss", HELD_OUT))),
+    Panel(
+        "Reward", "mean score of the sampled answers; higher is better", (("reward", TRAIN), ("eval_reward", HELD_OUT))
+    ),
+    Panel("Reward components", "mean of each reward by itself", pattern=r"^rewards/(?!total/)(.+)/mean$"),
+    Panel(
+        "Spread of rewards",
+        "within the answers to one prompt; no spread teaches nothing",
+        (("reward_std", "standard deviation"),),
+    ),
+    Panel(
+        "Groups without contrast",
+        "prompts whose answers all scored the same",
+        (("frac_reward_zero_std", "share"),),
+        text=_share,
+        y_range=(0, None),
+    ),
+    Panel(
+        "Preference accuracy",
+        "pairs in which the chosen answer gained more than the rejected one",
+        (("rewards/accuracies", TRAIN), ("eval_rewards/accuracies", HELD_OUT)),
+        text=_share,
+    ),
+    Panel(
+        "Implicit rewards",
+        "log-probability gained over the reference",
+        (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")),
+    ),
+    Panel("Margin", "chosen minus rejected", (("rewards/margins", TRAIN), ("eval_rewards/margins", HELD_OUT))),
+    Panel("KL divergence", "how far the model has moved from the reference", (("kl", "KL"),)),
+    Panel("Entropy", "how undecided the next token is; a fall to zero is a collapse", (("entropy", "nats per token"),)),
+    Panel(
+        "Completion length",
+        "tokens in a sampled answer",
+        (("completions/mean_length", "all"), ("completions/mean_terminated_length", "ended by themselves")),
+    ),
+    Panel(
+        "Answers cut off",
+        "that reached the length limit",
+        (("completions/clipped_ratio", "share"),),
+        text=_share,
+        y_range=(0, None),
+    ),
+    Panel("Clipped updates", "tokens outside the trust region", (("clip_ratio/region_mean", "share"),), text=percent),
+    Panel("Token accuracy", "next tokens guessed right", (("mean_token_accuracy", TRAIN),), text=_share),
+    Panel("Gradient norm", "before clipping; spikes mean unstable steps", (("grad_norm", "norm"),)),
+    Panel("Learning rate", "as scheduled", (("learning_rate", "learning rate"),)),
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn panel: `first` and `last` are the first line's values as text, `notes` what a reader must know."""
+
+    title: str
+    meaning: str
+    first: str
+    last: str
+    legend: list[tuple[int, str]]
+    svg: Markup
+    notes: list[str]
+
+
+def charts(run: RunData) -> list[Chart]:
+    """The charts of all panels for which the run has at least one value."""
+    drawn = (_draw(panel, run) for panel in PANELS)
+    return [chart for chart in drawn if chart is not None]
+
+
+def _draw(panel: Panel, run: RunData) -> Chart | None:
+    wanted = [*panel.metrics, *_matching(panel.pattern, run.metric_names())]
+    found = [(key, label, run.values(key)) for key, label in wanted]
+    found = [(key, label, values) for key, label, values in found if values]
+    if not found:
+        return None
+    notes = [
+        f"{count} {label} value{'s are' if count > 1 else ' is'} not finite and left out"
+        for key, label, _ in found
+        if (count := run.not_finite(key))
+    ]
+    if len(found) > COLOURS:
+        notes.append(f"{len(found) - COLOURS} more are in the table of numbers")
+        found = found[:COLOURS]
+    series = [
+        Series(label, values, smooth=smooth(values), dots=len(values) <= 24 or key.startswith("eval_"))
+        for key, label, values in found
+    ]
+    ends = [_ends(values) for _, _, values in found]
+    describe = "; ".join(
+        f"{label} from {panel.text(first)} to {panel.text(last)}"
+        for (_, label, _), (first, last) in zip(found, ends, strict=True)
+    )
+    svg = line_chart(panel.title, series, describe=describe, text=panel.text, y_range=panel.y_range)
+    legend = [(i % COLOURS + 1, label) for i, (_, label, _) in enumerate(found)]
+    return Chart(
+        title=panel.title,
+        meaning=panel.meaning,
+        first=panel.text(ends[0][0]),
+        last=panel.text(ends[0][1]),
+        legend=legend if len(legend) > 1 else [],
+        svg=svg,
+        notes=notes,
+    )
+
+
+def _matching(pattern: str, keys: Iterable[str]) -> list[tuple[str, str]]:
+    if not pattern:
+        return []
+    return [(key, match.group(1)) for key in keys if (match := re.match(pattern, key))]
+
+
+def _ends(values: list[Point]) -> tuple[float, float]:
+    present = [y for _, y in values if y is not None]
+    return present[0], present[-1]
+
+
+def smooth(values: list[Point], least: int = 30) -> list[Point]:
+    """A centred moving mean over about a twelfth of the points, within each stretch; none for few points.
+
+    A window that would leave the stretch shrinks on both sides alike, so that the ends are not bent.
+    """
+    if len(values) < least:
+        return []
+    half = max(len(values) // 24, 2)
+    smoothed: list[Point] = []
+    for run in runs(values):
+        for i in range(len(run)):
+            reach = min(half, i, len(run) - 1 - i)
+            window = run[i - reach : i + reach + 1]
+            smoothed.append((run[i][0], sum(y for _, y in window) / len(window)))
+        smoothed.append((run[-1][0], None))
+    return smoothed[:-1]
+
+
+def table(run: RunData) -> list[tuple[str, list[str]]]:
+    """Every metric with its first, last, lowest and highest value as text, and how many values there are."""
+    rows: list[tuple[str, list[str]]] = []
+    for key in run.metric_names():
+        present = [y for _, y in run.values(key) if y is not None]
+        lost = run.not_finite(key)
+        if present:
+            texts = [compact(v) for v in (present[0], present[-1], min(present), max(present))]
+        else:
+            texts = ["", "", "", ""]
+        rows.append((key, [*texts, f"{len(present)}" + (f" and {lost} not finite" if lost else "")]))
+    return rows

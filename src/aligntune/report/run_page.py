@@ -1,0 +1,139 @@
+"""`report.html` of one run: key numbers, curves, sample answers, configuration, environment.
+
+>>> build_report("out/grpo")
+PosixPath('out/grpo/report.html')
+
+It reads what the run has written so far, so it also shows a run that still trains or that was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aligntune.report.curves import charts, table
+from aligntune.report.facts import chips, facts
+from aligntune.report.numbers import compact, percent, seconds, size
+from aligntune.report.page import message_text, write_page
+from aligntune.report.read import RunData, read_run
+
+STATUS_WORDS = {
+    "finished": "finished",
+    "running": "still running, or stopped without a word",
+    "interrupted": "stopped by the user before the end",
+    "failed": "failed",
+    "unknown": "unknown: the folder has no manifest",
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key number: label, value as text, and what it was at the beginning, if that is known."""
+
+    label: str
+    value: str
+    before: str = ""
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """The answers of one held-out prompt at the first and at the last evaluation (None where there was one only)."""
+
+    prompt: str
+    before: str | None
+    after: str
+    before_step: int | None
+    after_step: int | None
+
+
+def build_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the report of the run in `run_dir`; return the file's path.
+
+    Args:
+        run_dir: a run folder.
+        out: the HTML file; None takes `report.html` in the run folder.
+
+    Raises:
+        ValidationError: the folder is no run's, or a line of its metrics is damaged.
+        ConfigurationError: the disk is full or writing is not permitted.
+    """
+    run = read_run(run_dir)
+    packages = run.manifest.get("packages") or {}
+    return write_page(
+        Path(out) if out is not None else run.path / "report.html",
+        "run.html.j2",
+        title=run.name,
+        status=run.status,
+        status_words=STATUS_WORDS.get(run.status, run.status),
+        error=run.manifest.get("error"),
+        chips=chips(run.manifest),
+        tiles=tiles(run),
+        notes=[str(note) for note in run.manifest.get("notes") or []],
+        charts=charts(run),
+        numbers=table(run),
+        samples=before_after(run),
+        rollouts=rollout_groups(run),
+        config_text=run.config_text,
+        facts=facts(run.manifest),
+        packages=[f"{name} {version}" for name, version in sorted(packages.items())],
+    )
+
+
+def tiles(run: RunData) -> list[Tile]:
+    """The key numbers of a run: held-out quality first, then reward or loss, steps, time and memory."""
+    found: list[Tile] = []
+    for key, label, text in (
+        ("eval_rewards/accuracies", "Preference accuracy, held out", percent),
+        ("eval_reward", "Reward, held out", compact),
+        ("eval_perplexity", "Perplexity, held out", compact),
+        ("reward", "Reward, training", compact),
+        ("loss", "Loss, training", compact),
+    ):
+        values = [value for _, value in run.values(key) if value is not None]
+        if values:
+            found.append(Tile(label, text(values[-1]), text(values[0]) if len(values) > 1 else ""))
+    steps = [row["step"] for row in run.metrics]
+    summary = run.manifest.get("summary") or {}
+    if steps:
+        found.append(Tile("Steps", compact(max(steps))))
+    duration = summary.get("training_time", run.manifest.get("seconds"))
+    if isinstance(duration, (int, float)):
+        found.append(Tile("Training time", seconds(duration)))
+    if isinstance(summary.get("peak_memory"), (int, float)):
+        found.append(Tile("Peak memory", size(summary["peak_memory"])))
+    return found
+
+
+def before_after(run: RunData) -> list[BeforeAfter]:
+    """Held-out prompts with their first and last stored answer."""
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in run.samples:
+        by_prompt.setdefault(message_text(row.get("prompt")), []).append(row)
+    found = []
+    for prompt, rows in by_prompt.items():
+        first, last = rows[0], rows[-1]
+        found.append(
+            BeforeAfter(
+                prompt=prompt,
+                before=message_text(first.get("answer")) if len(rows) > 1 else None,
+                after=message_text(last.get("answer")),
+                before_step=first.get("step"),
+                after_step=last.get("step"),
+            )
+        )
+    return found
+
+
+def rollout_groups(run: RunData) -> list[tuple[int, list[dict[str, Any]]]]:
+    """Sampled completions by step, each with its components as (name, value) pairs."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for row in run.rollouts:
+        components = [
+            (name.removeprefix("reward/"), value)
+            for name, value in row.items()
+            if name.startswith("reward/") and isinstance(value, (int, float))
+        ]
+        groups.setdefault(row["step"], []).append({**row, "components": components})
+    return sorted(groups.items())
