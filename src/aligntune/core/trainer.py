@@ -140,12 +140,7 @@ class Trainer:
         if self.rewards is None:
             return
         rows = self._train_rows().dataset
-        missing = sorted(self.rewards.required_columns - set(rows.column_names) - {"prompt"})
-        if missing:
-            raise ConfigurationError(
-                f"the rewards need the column {', '.join(missing)}, which the data do not have",
-                hint=f"the data have: {', '.join(rows.column_names)}; name the right one in column_mapping",
-            )
+        self.rewards.check_columns(rows.column_names)
         first = rows.select(range(min(2, len(rows))))
         self.rewards.score_batch([""] * len(first), {name: list(first[name]) for name in first.column_names})
 
@@ -324,18 +319,23 @@ class Trainer:
         if self._run is not None:
             self._run.flush()
 
-    def _record_rollouts(self, step: int, prompts: list[Any], completions: list[str], scores: Any) -> None:
+    def _record_rollouts(
+        self, step: int, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]], scores: Any
+    ) -> None:
+        """Store a batch of sampled completions with what each reward gave them."""
         if not self.config.logging.rollouts:
             return
+        from aligntune.rewards.adapters import completion_text
+
         rows = [
             {
                 "step": step,
                 "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
-                "completion": completion,
-                "reward": total,
-                **{f"reward/{name}": values[i] for name, values in scores.components.items()},
+                "completion": completion_text(completion),
+                "reward": scores.total[i],
+                **{f"reward/{name}": values[i] for name, values in scores.raw.items()},
             }
-            for i, (prompt, completion, total) in enumerate(zip(prompts, completions, scores.total, strict=True))
+            for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
         self._run.append_rollouts(rows)
 
