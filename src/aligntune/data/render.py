@@ -87,19 +87,18 @@ def render(
         max_length: most tokens a row (`model.max_seq_length`); None cuts nothing. Not used for PROMPT.
         max_prompt_length: most tokens a prompt (PROMPT); longer prompts are left out. None keeps all.
         loss_on: which tokens are trained: "completion" (default of PROMPT_COMPLETION), "assistant" (MESSAGES,
-        needs
-            generation marks in the template) or "all" (default elsewhere).
+            needs generation marks in the template) or "all" (default elsewhere).
 
     Returns:
         A `Prepared` with the same `content_hash` (it names the data before rendering). Columns: TEXT and,
         without a chat template, MESSAGES: `text`; the others as before, as message lists or as text.
 
     Raises:
-        ValidationError: no row has a token to train on, the template refuses a row, or the tokenizer has no
-        EOS token.
+        ValidationError: no row has a token to train on, the template refuses a row or marks no assistant
+            text, or the tokenizer has no EOS token.
     """
     schema = Schema(schema)
-    tokens = Tokens(tokenizer, training_template=loss_on == "assistant")
+    tokens = Tokens(tokenizer, text=schema is Schema.TEXT, training_template=loss_on == "assistant")
     dataset, notes = prepared.dataset, list(prepared.notes)
     if schema is not Schema.PROMPT:
         wanted = ("prompt", "completion", "chosen", "rejected", "messages", "text", "tools")
@@ -111,7 +110,7 @@ def render(
     else:
         dataset, fitted = fit_to_template(dataset, tokens.template)
         notes += fitted
-    if (schema is not Schema.PROMPT and tokens.template is None) or schema is Schema.TEXT:
+    if tokens.plain and schema is not Schema.PROMPT:
         tokens.require_eos()
     limit = max_prompt_length if schema is Schema.PROMPT else max_length
     count = _count(dataset, schema, tokens, limit, loss_on)
@@ -168,12 +167,12 @@ def _whole(
 def _measure_pair(batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count) -> None:
     wholes = tokens.texts(_joined(batch, "completion"), batch.get("tools"), start=start, closed=True)
     exact = _exact(wholes, start, tokens, limit)
-    ids = tokens.ids([wholes[i] for i in exact])
-    prompts = _prompt_ids(batch, exact, start, tokens)
-    first = {i: (len(w), common_prefix(p, w) + 1) for i, w, p in zip(exact, ids, prompts, strict=True)}
+    ids = dict(zip(exact, tokens.ids([wholes[i] for i in exact]), strict=True))
+    prompts = _prompt_ids(batch, ids, ids, start, tokens, limit)
     for i in range(len(wholes)):
-        length, needed = first.get(i, (2, 2))
-        count.add(start + i, length, limit, needed=max(needed, 2))
+        length = len(ids[i]) if i in ids else 2
+        needed = max(common_prefix(prompts[i], ids[i]) + 1, 2) if i in prompts else 2
+        count.add(start + i, length, limit, needed=needed)
 
 
 def _measure_preference(
@@ -183,16 +182,14 @@ def _measure_preference(
     chosen = tokens.texts(_joined(batch, "chosen"), tools, start=start, closed=True)
     rejected = tokens.texts(_joined(batch, "rejected"), tools, start=start, closed=True)
     exact = sorted({*_exact(chosen, start, tokens, limit), *_exact(rejected, start, tokens, limit)})
-    chosen_ids, rejected_ids = (
-        tokens.ids([chosen[i] for i in exact]),
-        tokens.ids([rejected[i] for i in exact]),
-    )
-    prompts = _prompt_ids(batch, exact, start, tokens)
-    first = {}
-    for i, p, c, r in zip(exact, prompts, chosen_ids, rejected_ids, strict=True):
-        first[i] = max(len(c), len(r)), min(common_prefix(p, c), common_prefix(p, r)) + 1
+    left = dict(zip(exact, tokens.ids([chosen[i] for i in exact]), strict=True))
+    right = dict(zip(exact, tokens.ids([rejected[i] for i in exact]), strict=True))
+    prompts = _prompt_ids(batch, left, right, start, tokens, limit)
     for i in range(len(chosen)):
-        length, needed = first.get(i, (1, 1))
+        length = max(len(left[i]), len(right[i])) if i in left else 1
+        needed = 1
+        if i in prompts:
+            needed = min(common_prefix(prompts[i], left[i]), common_prefix(prompts[i], right[i])) + 1
         count.add(start + i, length, limit, needed=needed)
 
 
@@ -234,10 +231,22 @@ def _joined(batch: dict[str, list[Any]], answer: str) -> list[Any]:
     return [prompt + reply for prompt, reply in zip(batch["prompt"], batch[answer], strict=True)]
 
 
-def _prompt_ids(batch: dict[str, list[Any]], chosen: list[int], start: int, tokens: Tokens) -> list[list[int]]:
+def _prompt_ids(
+    batch: dict[str, list[Any]],
+    left: dict[int, list[int]],
+    right: dict[int, list[int]],
+    start: int,
+    tokens: Tokens,
+    limit: int | None,
+) -> dict[int, list[int]]:
+    """Tokens of the prompts alone, of the rows where they matter: those that are cut, and the first ones."""
+    chosen = [
+        i for i in left if start + i < CHECKED or (limit is not None and max(len(left[i]), len(right[i])) > limit)
+    ]
     prompts: list[str | list[Message]] = [batch["prompt"][i] for i in chosen]
     tools = [batch["tools"][i] for i in chosen] if "tools" in batch else None
-    return tokens.ids(tokens.texts(prompts, tools, start=start, prompt=True))
+    texts = tokens.texts(prompts, tools, start=start, prompt=True)
+    return dict(zip(chosen, tokens.ids(texts), strict=True))
 
 
 def _notes(count: _Count, total: int, schema: Schema, limit: int | None) -> list[str]:

@@ -27,23 +27,22 @@ class Tokens:
 
     Args:
         tokenizer: a Transformers tokenizer.
+        text: the rows are plain text whether or not there is a chat template.
         training_template: use the template with generation marks that TRL puts in the place of known ones
         when the
             loss is on the assistant's turns.
     """
 
-    def __init__(self, tokenizer: Any, *, training_template: bool = False) -> None:
+    def __init__(self, tokenizer: Any, *, text: bool = False, training_template: bool = False) -> None:
         self.tokenizer = tokenizer
         self.template: str | None = None
         if getattr(tokenizer, "chat_template", None):
             self.template = tokenizer.get_chat_template()
         self.changed: str | None = None
-        if training_template and self.template is not None and "{% generation" not in self.template:
-            from trl.chat_template_utils import get_training_chat_template
-
-            self.changed = get_training_chat_template(tokenizer)
-        self._added = tokenizer.num_special_tokens_to_add() if self.template is None else 0
-        self._templated = False
+        if training_template:
+            self.changed = _training_template(tokenizer, self.template)
+        self.plain = text or self.template is None
+        self._added = tokenizer.num_special_tokens_to_add() if self.plain else 0
 
     def require_eos(self) -> str:
         """The EOS token.
@@ -71,19 +70,19 @@ class Tokens:
         """The text of each value before tokenisation.
 
         Args:
-            values: message lists or texts, all of one kind.
+            values: texts where `plain`, else message lists.
             tools: JSON text for each value.
             start: number of the first value in the data set, for messages.
             prompt: end where the assistant is to speak.
             closed: end plain texts with EOS.
         """
-        if values and isinstance(values[0], str):
-            self._templated = False
+        if not values:
+            return []
+        if self.plain:
             if not closed:
                 return list(values)
             eos = self.require_eos()
             return [text if text.endswith(eos) else text + eos for text in values]
-        self._templated = True
         if tools is None or not any(tools):
             try:
                 return list(self._apply(list(values), None, prompt))
@@ -115,12 +114,10 @@ class Tokens:
         return text
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts that the last call of `texts` made."""
+        """Token ids of what `texts` made."""
         if not texts:
             return []
-        encoded = self.tokenizer(
-            texts, add_special_tokens=not self._templated, return_attention_mask=False, verbose=False
-        )
+        encoded = self.tokenizer(texts, add_special_tokens=self.plain, return_attention_mask=False, verbose=False)
         return encoded["input_ids"]  # type: ignore[no-any-return]
 
     def surely_within(self, text: str, limit: int) -> bool:
@@ -146,6 +143,28 @@ class Tokens:
         )
         mask = list(encoded["assistant_masks"])
         return len(mask), (mask.index(1) if 1 in mask else len(mask)) + 1
+
+
+def _training_template(tokenizer: Any, template: str | None) -> str | None:
+    """The template that TRL puts in the place of one without generation marks; None where the own one stays.
+
+    Raises:
+        ValidationError: there is no template, or TRL knows no marked form of it.
+    """
+    hint = "set model.chat_template to one with {% generation %} around the assistant's text, or task.train_on: all"
+    if template is None:
+        raise ValidationError(
+            "training on the assistant's turns needs a chat template, and the tokenizer has none", hint=hint
+        )
+    from trl.chat_template_utils import get_training_chat_template
+
+    try:
+        changed: str | None = get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise ValidationError(
+            "the chat template does not mark the assistant's text, and TRL knows no marked form of it", hint=hint
+        ) from error
+    return changed
 
 
 def _template_error() -> type[Exception]:
