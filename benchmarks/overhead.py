@@ -114,9 +114,9 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps, to try the script out")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "overhead.json")
     options = parser.parse_args()
-    from aligntune.quickstart.problems import base_model_path
+    from aligntune.quickstart import BASE_MODEL
 
-    model = str(base_model_path())
+    model = str(BASE_MODEL)
     report = {"machine": machine.describe(), "threads": os.environ.get("OMP_NUM_THREADS", "default"), "algorithms": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
