@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from aligntune import errors
-from aligntune.cli import info, recipes, train
+from aligntune.cli import info, train
 from aligntune.cli.console import Settings, split_arguments, table
 from aligntune.core.config import build_config
+from aligntune.recipes import list_recipes
 
 SFT = {"task": "instruction_following", "model": {"name_or_path": "m"}, "dataset": "d.jsonl"}
 GRPO = {
@@ -256,11 +257,10 @@ def test_a_stopped_run_says_how_to_go_on(cli: Any, folder: Path, monkeypatch: py
 
 def test_recipes_list_show_copy(cli: Any, folder: Path) -> None:
     names = [r["name"] for r in cli("recipes", "list", "--json").json]
-    assert names == recipes.recipe_names()
+    assert names == [r.name for r in list_recipes()]
     assert names
     for row in cli("recipes", "list", "--json").json:
-        assert row["title"], row
-        assert row["trains"], row
+        assert row["summary"], row
     assert names[0] in cli("recipes", "list").out
     assert cli("recipes", "show", names[0]).out.startswith("#")
     copied = cli("recipes", "copy", names[0], "mine.yaml")
@@ -275,13 +275,15 @@ def test_recipes_list_show_copy(cli: Any, folder: Path) -> None:
 def test_every_recipe_copied_alone_is_the_same_run(cli: Any, folder: Path) -> None:
     from aligntune.core.config import load_config
 
-    for name in recipes.recipe_names():
-        assert cli("recipes", "copy", name, "copied.yaml", "--force").code == 0
-        assert load_config("copied.yaml") == load_config(recipes.recipe_path(name))
+    for recipe in list_recipes():
+        if not recipe.trains:
+            continue
+        assert cli("recipes", "copy", recipe.name, "copied.yaml", "--force").code == 0
+        assert load_config("copied.yaml") == load_config(recipe.path)
 
 
 def test_an_unknown_recipe_names_the_nearest(cli: Any) -> None:
-    name = recipes.recipe_names()[0]
+    name = list_recipes()[0].name
     ran = cli("recipes", "show", name[:-1])
     assert ran.code == 2
     assert f"'{name}'" in ran.err
@@ -291,7 +293,7 @@ def test_rewards_list_and_show(cli: Any) -> None:
     listed = {r["name"]: r for r in cli("rewards", "list", "--json").json}
     assert {"length", "math_correctness", "answer_format", "think_format", "regex"} <= set(listed)
     shown = cli("rewards", "show", "length", "--json").json
-    assert shown["params"]["min_words"] == 10
+    assert shown["parameters"]["min_length"] == 10
     ran = cli("rewards", "show", "lenght")
     assert ran.code == 2
     assert "did you mean 'length'?" in ran.err
@@ -324,7 +326,7 @@ def test_shared_options_are_found_anywhere_before_a_double_dash() -> None:
 
 
 def test_table_aligns() -> None:
-    assert table([["a", 1], ["bcd", 22]], ["k", "v"]) == "k    v\n-------\na    1\nbcd  22"
+    assert table([["a", 1], ["bcd", 22]], ["k", "v"]) == "k    v\n---  --\na    1\nbcd  22"
 
 
 def test_no_colour_without_a_terminal_or_with_no_color(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ class Settings:
     def emit(self, output: Output) -> None:
         """Print a command's result to standard output."""
         if self.json:
-            click.echo(json.dumps(output.data, indent=2, ensure_ascii=False, default=str))
+            _print_json(output.data)
         elif output.text:
             click.echo(output.text)
 
@@ -97,9 +97,14 @@ class Settings:
         if self.json:
             context = error.context if isinstance(error, AlignTuneError) else {}
             described = {"type": type(error).__name__, "message": message, "hint": hint, "context": context}
-            document = {"error": {**described, "exit_code": exit_code}}
-            click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+            _print_json({"error": {**described, "exit_code": exit_code}})
         return exit_code
+
+
+def _print_json(value: Any) -> None:
+    from aligntune.utils.files import jsonable
+
+    click.echo(json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def shared(command: Callable[..., Output]) -> Callable[..., None]:
@@ -138,8 +143,8 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
     """Rows as text in aligned columns."""
     cells = [[str(cell) for cell in row] for row in (headers, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

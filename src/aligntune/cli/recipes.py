@@ -1,21 +1,15 @@
-"""`aligntune recipes`: the run files that ship with the package, to read, copy and change.
-
-A recipe is a YAML file under `aligntune/recipes/`; its name is its path there without the ending, and its comment
-header says what it needs and how it is run.
-"""
+"""`aligntune recipes`: the run files that ship with the package, to read, copy and change (`aligntune.recipes`)."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from aligntune.cli.console import Group, Output, Settings, shared, table
-from aligntune.errors import ConfigurationError
-from aligntune.registry import nearest
 
-FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+if TYPE_CHECKING:
+    from aligntune.recipes import Recipe
 
 
 @click.group(cls=Group, short_help="List, show and copy the recipes that ship with the package.")
@@ -25,11 +19,13 @@ def command() -> None:
 
 @command.command("list", short_help="List the recipes.")
 @shared
-def list_recipes(settings: Settings) -> Output:
-    """List the recipes with their model and algorithm."""
-    rows = [summary(name) for name in recipe_names()]
-    shown = [[r["name"], r["trains"], r["model"], r["title"]] for r in rows]
-    return Output(rows, table(shown, ["recipe", "trains", "model", "what"]))
+def list_all(settings: Settings) -> Output:
+    """List the recipes with what they train and need."""
+    from aligntune.recipes import list_recipes
+
+    found = list_recipes()
+    rows = [[r.name, r.trains or "(evaluates)", r.summary] for r in found]
+    return Output([_plain(r) for r in found], table(rows, ["recipe", "trains", "what it is"]))
 
 
 @command.command("show", short_help="Print a recipe.")
@@ -37,82 +33,33 @@ def list_recipes(settings: Settings) -> Output:
 @shared
 def show(settings: Settings, name: str) -> Output:
     """Print the recipe NAME with its comments."""
-    text = recipe_path(name).read_text(encoding="utf-8")
-    return Output({**summary(name), "text": text}, text.rstrip("\n"))
+    from aligntune.recipes import get_recipe
+
+    recipe = get_recipe(name)
+    return Output({**_plain(recipe), "text": recipe.text}, recipe.text.rstrip("\n"))
 
 
 @command.command("copy", short_help="Copy a recipe into a folder of yours.")
 @click.argument("name")
-@click.argument("destination", required=False)
+@click.argument("destination", default=".")
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 @shared
-def copy(settings: Settings, name: str, destination: str | None, force: bool) -> Output:
+def copy(settings: Settings, name: str, destination: str, force: bool) -> Output:
     """Copy the recipe NAME to DESTINATION (a file or a folder; the working folder if left out)."""
-    from aligntune.utils.files import write_atomic
+    from aligntune.recipes import copy_recipe, get_recipe
 
-    source = recipe_path(name)
-    target = Path(destination or ".")
-    target = target / source.name if target.is_dir() else target
-    if target.exists() and not force:
-        raise ConfigurationError(f"{target} is there already", hint="give another name, or --force to overwrite it")
-    if not target.parent.is_dir():
-        raise ConfigurationError(f"there is no folder {target.parent}", hint=f"make it: mkdir -p {target.parent}")
-    write_atomic(target, flat_text(name).encode())
-    return Output({"path": str(target)}, f"{target}\nrun it: aligntune train {target}")
+    path = copy_recipe(name, destination, force=force)
+    verb = "train" if get_recipe(name).trains else "eval"
+    return Output({"path": str(path)}, f"{path}\nrun it: aligntune {verb} {path}")
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes: paths under `recipes/` without `.yaml`; files that begin with `_` are shared bases."""
-    files = [p.relative_to(FOLDER) for p in FOLDER.rglob("*.yaml") if not p.name.startswith("_")]
-    return sorted(p.with_suffix("").as_posix() for p in files)
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a recipe.
-
-    Raises:
-        ConfigurationError: unknown; the hint holds the nearest name.
-    """
-    wanted = name.removesuffix(".yaml")
-    if wanted not in recipe_names():
-        raise ConfigurationError(f"unknown recipe '{name}'", hint=nearest(wanted, recipe_names()))
-    return FOLDER / f"{wanted}.yaml"
-
-
-def flat_text(name: str) -> str:
-    """A recipe's text as it can stand alone: its own, or, where it builds on another file, the merged settings."""
-    import yaml
-
-    from aligntune.core.config import parse_yaml, read_yaml
-
-    path = recipe_path(name)
-    text = path.read_text(encoding="utf-8")
-    if "base" not in parse_yaml(text, str(path)):
-        return text
-    merged = yaml.safe_dump(read_yaml(path), sort_keys=False, allow_unicode=True)
-    return "".join(f"{line}\n" for line in _header(text)) + merged
-
-
-def summary(name: str) -> dict[str, Any]:
-    """Name, title (the header's first line), algorithm or task, model and backend of a recipe."""
-    from aligntune.core.config import read_yaml
-
-    path = recipe_path(name)
-    raw = read_yaml(path)
-    trains = raw.get("algo", raw.get("task"))
-    header = _header(path.read_text(encoding="utf-8"))
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    model = recipe.settings.get("model", {}).get("name_or_path")
     return {
-        "name": name,
-        "title": header[0].lstrip("# ") if header else "",
-        "trains": trains["name"] if isinstance(trains, dict) else trains,
-        "model": raw.get("model", {}).get("name_or_path"),
-        "backend": raw.get("backend", "trl"),
-        "path": str(path),
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "trains": recipe.trains,
+        "model": model,
+        "path": str(recipe.path),
+        **{key.lower(): text for key, text in recipe.fields.items()},
     }
-
-
-def _header(text: str) -> list[str]:
-    """The comment lines at the top."""
-    lines = text.splitlines()
-    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return lines[:end]
