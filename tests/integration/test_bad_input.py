@@ -211,6 +211,13 @@ def test_rows_that_are_all_truncated(refused: Any, place: Path, tiny_model: Path
     assert "max_seq_length" in message
 
 
+def test_rows_that_are_fully_masked(refused: Any, place: Path, tiny_model: Path) -> None:
+    write_rows(place / "pairs.jsonl", [{"messages": [{"role": "user", "content": "Say 1"}]}] * 3)
+    message = refused(sft(tiny_model, task="chat_completion"))
+    assert "3" in message
+    assert "assistant" in message
+
+
 def test_prompts_that_are_all_too_long(refused: Any, place: Path, tiny_model: Path) -> None:
     write_rows(place / "prompts.jsonl", [{"prompt": "x" * 200}] * 3)
     assert "max_prompt_length" in refused(grpo(tiny_model))

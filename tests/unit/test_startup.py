@@ -11,7 +11,19 @@ import pytest
 
 from aligntune.cli.main import NOT_COMMANDS, Commands
 
-HEAVY = ["torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth", "numpy", "pandas", "pyarrow", "math_verify"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "trl",
+    "datasets",
+    "peft",
+    "accelerate",
+    "unsloth",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "math_verify",
+]
 COMMANDS = [n for n in Commands().list_commands(None) if n not in NOT_COMMANDS]  # type: ignore[arg-type]
 
 
