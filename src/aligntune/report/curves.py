@@ -10,12 +10,12 @@ gives no chart; every logged metric is in the table of numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from aligntune.report.numbers import compact, percent
+from aligntune.report.numbers import compact, whole_percent
 from aligntune.report.read import RunData
 from aligntune.report.svg import COLOURS, Point, Series, line_chart, runs
 
@@ -32,6 +32,7 @@ class Panel:
     metrics: tuple[tuple[str, str], ...] = ()
     pattern: str = ""
     text: Callable[[float], str] = compact
+    smoothed: bool = True
     y_range: tuple[float | None, float | None] = (None, None)
 
 
@@ -42,13 +43,11 @@ def _share(value: float) -> str:
 TRAIN, HELD_OUT = "training", "held out"
 PANELS = (
     Panel("Loss", "what training lowers", (("loss", TRAIN), ("eval_nll", HELD_OUT), ("eval_loss", HELD_OUT))),
-    Panel(
-        "Reward", "mean score of the sampled answers; higher is better", (("reward", TRAIN), ("eval_reward", HELD_OUT))
-    ),
+    Panel("Reward", "mean score of the sampled answers", (("reward", TRAIN), ("eval_reward", HELD_OUT))),
     Panel("Reward components", "mean of each reward by itself", pattern=r"^rewards/(?!total/)(.+)/mean$"),
     Panel(
         "Spread of rewards",
-        "within the answers to one prompt; no spread teaches nothing",
+        "among the answers to one prompt",
         (("reward_std", "standard deviation"),),
     ),
     Panel(
@@ -60,7 +59,7 @@ PANELS = (
     ),
     Panel(
         "Preference accuracy",
-        "pairs in which the chosen answer gained more than the rejected one",
+        "pairs whose chosen answer gained more",
         (("rewards/accuracies", TRAIN), ("eval_rewards/accuracies", HELD_OUT)),
         text=_share,
     ),
@@ -70,8 +69,8 @@ PANELS = (
         (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")),
     ),
     Panel("Margin", "chosen minus rejected", (("rewards/margins", TRAIN), ("eval_rewards/margins", HELD_OUT))),
-    Panel("KL divergence", "how far the model has moved from the reference", (("kl", "KL"),)),
-    Panel("Entropy", "how undecided the next token is; a fall to zero is a collapse", (("entropy", "nats per token"),)),
+    Panel("KL divergence", "distance from the reference model", (("kl", "KL"),)),
+    Panel("Entropy", "how undecided the next token is", (("entropy", "nats per token"),)),
     Panel(
         "Completion length",
         "tokens in a sampled answer",
@@ -84,10 +83,16 @@ PANELS = (
         text=_share,
         y_range=(0, None),
     ),
-    Panel("Clipped updates", "tokens outside the trust region", (("clip_ratio/region_mean", "share"),), text=percent),
+    Panel(
+        "Clipped updates",
+        "tokens outside the trust region",
+        (("clip_ratio/region_mean", "share"),),
+        text=whole_percent,
+        y_range=(0, None),
+    ),
     Panel("Token accuracy", "next tokens guessed right", (("mean_token_accuracy", TRAIN),), text=_share),
-    Panel("Gradient norm", "before clipping; spikes mean unstable steps", (("grad_norm", "norm"),)),
-    Panel("Learning rate", "as scheduled", (("learning_rate", "learning rate"),)),
+    Panel("Gradient norm", "before clipping; spikes are unstable steps", (("grad_norm", "norm"),)),
+    Panel("Learning rate", "as scheduled", (("learning_rate", "learning rate"),), smoothed=False),
 )
 
 
@@ -125,10 +130,15 @@ def _draw(panel: Panel, run: RunData) -> Chart | None:
         notes.append(f"{len(found) - COLOURS} more are in the table of numbers")
         found = found[:COLOURS]
     series = [
-        Series(label, values, smooth=smooth(values), dots=len(values) <= 24 or key.startswith("eval_"))
+        Series(
+            label,
+            values,
+            smooth=smooth(values) if panel.smoothed else [],
+            dots=len(values) <= 24 or key.startswith("eval_"),
+        )
         for key, label, values in found
     ]
-    ends = [_ends(values) for _, _, values in found]
+    ends = [_ends(one.smooth or one.points) for one in series]
     describe = "; ".join(
         f"{label} from {panel.text(first)} to {panel.text(last)}"
         for (_, label, _), (first, last) in zip(found, ends, strict=True)
@@ -152,15 +162,15 @@ def _matching(pattern: str, keys: Iterable[str]) -> list[tuple[str, str]]:
     return [(key, match.group(1)) for key in keys if (match := re.match(pattern, key))]
 
 
-def _ends(values: list[Point]) -> tuple[float, float]:
+def _ends(values: Sequence[Point]) -> tuple[float, float]:
     present = [y for _, y in values if y is not None]
     return present[0], present[-1]
 
 
-def smooth(values: list[Point], least: int = 30) -> list[Point]:
+def smooth(values: Sequence[Point], least: int = 30) -> list[Point]:
     """A centred moving mean over about a twelfth of the points, within each stretch; none for few points.
 
-    A window that would leave the stretch shrinks on both sides alike, so that the ends are not bent.
+    At the ends of a stretch the mean is over the neighbours that there are.
     """
     if len(values) < least:
         return []
@@ -168,11 +178,15 @@ def smooth(values: list[Point], least: int = 30) -> list[Point]:
     smoothed: list[Point] = []
     for run in runs(values):
         for i in range(len(run)):
-            reach = min(half, i, len(run) - 1 - i)
-            window = run[i - reach : i + reach + 1]
+            window = run[max(i - half, 0) : i + half + 1]
             smoothed.append((run[i][0], sum(y for _, y in window) / len(window)))
         smoothed.append((run[-1][0], None))
     return smoothed[:-1]
+
+
+def first_and_last(values: Sequence[Point]) -> tuple[float, float] | None:
+    """The first and the last value, of the moving mean where there are points enough; None without values."""
+    return _ends(smooth(values) or values) if values else None
 
 
 def table(run: RunData) -> list[tuple[str, list[str]]]:

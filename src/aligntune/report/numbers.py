@@ -14,7 +14,7 @@ MINUS = "\u2212"
 
 
 def compact(value: float) -> str:
-    """At most four significant digits, powers of ten where the number is very small or very large."""
+    """At most three significant digits, powers of ten where the number is very small or very large."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else ("infinite" if value > 0 else f"{MINUS}infinite")
     if value == 0:
@@ -26,7 +26,7 @@ def compact(value: float) -> str:
     elif size_of >= 1000:
         text = f"{value:,.0f}"
     else:
-        text = f"{value:.4g}" if size_of >= 1 else f"{value:.3g}"
+        text = f"{value:.3g}"
     return text.replace("-", MINUS, 1) if value < 0 else text
 
 
@@ -44,6 +44,22 @@ def points(value: float) -> str:
     """A difference of two shares in percentage points, with its sign."""
     text = f"{100 * value:+.1f}".replace("-", MINUS)
     return "0.0" if text[1:] == "0.0" else text
+
+
+def whole_points(value: float) -> str:
+    """As `points`, for the ticks of an axis: no decimal where it would be zero."""
+    text = points(value)
+    return text.removesuffix(".0")
+
+
+def whole_percent(value: float) -> str:
+    """As `percent`, for the ticks of an axis: no decimal where it would be zero."""
+    return percent(value).replace(".0%", "%")
+
+
+def fixed(value: float) -> str:
+    """Two decimals, for numbers that are compared down a column."""
+    return f"{value:.2f}".replace("-", MINUS)
 
 
 def seconds(value: float) -> str:
@@ -69,10 +85,12 @@ def size(value: float) -> str:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round values (1, 2 or 5 times a power of ten) that cover [low, high], ends included."""
+    """About `count` round values (1, 2 or 5 times a power of ten) that cover [low, high], ends included.
+
+    A single value gets an axis from zero to twice the value.
+    """
     if high <= low:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
+        low, high = min(0.0, 2 * low), max(0.0, 2 * low) or 1.0
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * next(m for m in (1, 2, 5, 10) if raw <= m * power * (1 + 1e-9))

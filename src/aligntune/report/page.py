@@ -38,6 +38,7 @@ def render_page(template: str, **values: Any) -> str:
         compact=numbers.compact,
         percent=numbers.percent,
         points=numbers.points,
+        fixed=numbers.fixed,
         seconds=numbers.seconds,
         size=numbers.size,
         words=message_text,

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aligntune.report.curves import charts, table
+from aligntune.report.curves import charts, first_and_last, table
 from aligntune.report.facts import chips, facts
 from aligntune.report.numbers import compact, percent, seconds, size
 from aligntune.report.page import message_text, write_page
 from aligntune.report.read import RunData, read_run
 
 STATUS_WORDS = {
-    "finished": "finished",
-    "running": "still running, or stopped without a word",
-    "interrupted": "stopped by the user before the end",
-    "failed": "failed",
-    "unknown": "unknown: the folder has no manifest",
+    "running": "This run is still going on, or was killed.",
+    "interrupted": "This run was stopped by the user before its end.",
+    "failed": "This run failed.",
 }
 
 
@@ -66,7 +64,7 @@ def build_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | 
         "run.html.j2",
         title=run.name,
         status=run.status,
-        status_words=STATUS_WORDS.get(run.status, run.status),
+        status_words=STATUS_WORDS.get(run.status, f"The state of this run is {run.status}."),
         error=run.manifest.get("error"),
         chips=chips(run.manifest),
         tiles=tiles(run),
@@ -91,9 +89,12 @@ def tiles(run: RunData) -> list[Tile]:
         ("reward", "Reward, training", compact),
         ("loss", "Loss, training", compact),
     ):
-        values = [value for _, value in run.values(key) if value is not None]
-        if values:
-            found.append(Tile(label, text(values[-1]), text(values[0]) if len(values) > 1 else ""))
+        if key == "loss" and any(tile.label.startswith("Reward") for tile in found):
+            continue  # a policy-gradient loss hovers around zero and says nothing about quality
+        ends = first_and_last(run.values(key))
+        if ends:
+            first, last = text(ends[0]), text(ends[1])
+            found.append(Tile(label, last, first if first != last else ""))
     steps = [row["step"] for row in run.metrics]
     summary = run.manifest.get("summary") or {}
     if steps:

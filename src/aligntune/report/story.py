@@ -24,7 +24,7 @@ from markupsafe import Markup
 from aligntune.errors import ValidationError
 from aligntune.report.curves import charts, table
 from aligntune.report.facts import chips, facts
-from aligntune.report.numbers import percent, points
+from aligntune.report.numbers import percent, points, whole_percent, whole_points
 from aligntune.report.page import write_page
 from aligntune.report.read import RunData, read_run
 from aligntune.report.svg import interval_chart
@@ -174,45 +174,66 @@ def _check(stages: Sequence[Stage]) -> None:
 
 
 def verdicts(stages: Sequence[Stage]) -> list[tuple[str, str]]:
-    """One sentence per compared stage, with up, down or flat: the interval decides, not the estimate."""
+    """One sentence per comparison, with up, down or flat: the interval decides, not the estimate.
+
+    Preference accuracy counts as higher than the parent's only where the two intervals do not touch.
+    """
+    by_name = {stage.name: stage for stage in stages}
     found: list[tuple[str, str]] = []
     for stage in stages:
-        gap = stage.difference
-        if gap is None:
-            continue
-        interval = f"95% interval {points(gap.low)} to {points(gap.high)}"
-        size = f"{abs(100 * gap.value):.1f}"
-        if gap.low > 0:
-            found.append(("up", f"{stage.name} answers {size} points more than {stage.parent} ({interval})."))
-        elif gap.high < 0:
-            found.append(("down", f"{stage.name} answers {size} points fewer than {stage.parent} ({interval})."))
-        else:
-            found.append(("flat", f"No clear difference between {stage.name} and {stage.parent} ({interval})."))
+        if stage.difference is not None:
+            found.append(_accuracy_verdict(stage, stage.difference))
+        parent = by_name.get(stage.parent or "")
+        if stage.preference_accuracy and parent and parent.preference_accuracy:
+            found.append(_preference_verdict(stage, stage.preference_accuracy, parent, parent.preference_accuracy))
     return found
 
 
+def _accuracy_verdict(stage: Stage, gap: Interval) -> tuple[str, str]:
+    interval = f"95% interval {points(gap.low)} to {points(gap.high)}"
+    size = f"{abs(100 * gap.value):.1f}"
+    if gap.low > 0:
+        return "up", f"{stage.name} is {size} points more accurate than {stage.parent} ({interval})."
+    if gap.high < 0:
+        return "down", f"{stage.name} is {size} points less accurate than {stage.parent} ({interval})."
+    return "flat", f"No clear difference in accuracy between {stage.name} and {stage.parent} ({interval})."
+
+
+def _preference_verdict(stage: Stage, own: Interval, parent: Stage, before: Interval) -> tuple[str, str]:
+    text = (
+        f"{stage.name} prefers the better answer in {percent(own.value)} of held-out pairs "
+        f"(95% interval {percent(own.low)} to {percent(own.high)}), {parent.name} in {percent(before.value)}."
+    )
+    kind = "up" if own.low > before.high else ("down" if own.high < before.low else "flat")
+    return kind, text
+
+
 def _accuracy_chart(stages: Sequence[Stage]) -> Markup | None:
-    rows = [(s.name, s.accuracy.value, s.accuracy.low, s.accuracy.high) for s in stages if s.accuracy is not None]
+    rows = [
+        (stage.name, stage.accuracy.value, stage.accuracy.low, stage.accuracy.high, i)
+        for i, stage in enumerate(stages)
+        if stage.accuracy is not None
+    ]
     if not rows:
         return None
-    describe = ", ".join(f"{name} {percent(value)}" for name, value, _, _ in rows)
-    return interval_chart("Accuracy by stage", rows, describe=describe, text=_whole_percent, x_range=(0.0, 1.0))
+    describe = ", ".join(f"{row[0]} {percent(row[1])}" for row in rows)
+    return interval_chart(
+        "Accuracy by stage", rows, describe=describe, text=percent, tick_text=whole_percent, x_range=(0.0, 1.0)
+    )
 
 
 def _difference_chart(stages: Sequence[Stage]) -> Markup | None:
     rows = [
-        (f"{s.name} vs {s.parent}", s.difference.value, s.difference.low, s.difference.high)
-        for s in stages
+        (f"{s.name} vs {s.parent}", s.difference.value, s.difference.low, s.difference.high, i)
+        for i, s in enumerate(stages)
         if s.difference is not None
     ]
     if not rows:
         return None
-    describe = ", ".join(f"{name} {points(value)} points" for name, value, _, _ in rows)
-    return interval_chart("Paired difference in points", rows, describe=describe, text=points, zero=True)
-
-
-def _whole_percent(value: float) -> str:
-    return f"{100 * value:.0f}%" if abs(100 * value - round(100 * value)) < 1e-9 else percent(value)
+    describe = ", ".join(f"{row[0]} {points(row[1])} points" for row in rows)
+    return interval_chart(
+        "Paired difference in points", rows, describe=describe, text=points, tick_text=whole_points, zero=True
+    )
 
 
 def _chapter(stage: Stage, run: RunData) -> _Chapter:

@@ -86,23 +86,25 @@ def line_chart(
 
 def interval_chart(
     title: str,
-    rows: Sequence[tuple[str, float, float, float]],
+    rows: Sequence[tuple[str, float, float, float, int]],
     *,
     describe: str,
     text: Callable[[float], str] = compact,
+    tick_text: Callable[[float], str] | None = None,
     x_range: tuple[float, float] | None = None,
     zero: bool = False,
 ) -> Markup:
     """One row per entry: a dot at the value, a bar over its interval, the number at the right.
 
     Args:
-        rows: (label, value, low, high).
+        rows: (label, value, low, high, colour from 0).
         text: how values are written.
+        tick_text: how the axis is written; None writes it as values are.
         x_range: ends of the x axis; None takes the data's.
         zero: draw a line at zero, to see which intervals include it.
     """
-    width, left, right, row, top = 640, 130, 84, 36, 8
-    lows, highs = [low for _, _, low, _ in rows], [high for _, _, _, high in rows]
+    width, left, right, row, top = 560, 124, 72, 36, 8
+    lows, highs = [low for _, _, low, _, _ in rows], [high for _, _, _, high, _ in rows]
     low, high = x_range or (min([*lows, *([0.0] if zero else [])]), max([*highs, *([0.0] if zero else [])]))
     marks = ticks(low, high, 5)
     start, end = marks[0], marks[-1]
@@ -121,12 +123,12 @@ def interval_chart(
         )
         parts.append(
             Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                x(mark), bottom + 16, text(mark)
+                x(mark), bottom + 16, (tick_text or text)(mark)
             )
         )
-    for i, (label, value, lower, upper) in enumerate(rows):
+    for i, (label, value, lower, upper, colour) in enumerate(rows):
         y = top + row * i + row / 2
-        colour = i % COLOURS + 1
+        colour = colour % COLOURS + 1
         bar = Markup('<line class="bar s{}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
         dot = Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="5.5"/>')
         words = Markup('<text class="{}" x="{}" y="{:.1f}" text-anchor="{}">{}</text>')
