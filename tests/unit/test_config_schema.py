@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,3 +77,9 @@ def test_a_string_may_stand_for_a_data_set_or_a_reward() -> None:
     assert rl["datasets"]["anyOf"][1]["minItems"] == 1
     dataset = SCHEMA["$defs"]["SFTConfig"]["properties"]["dataset"]["anyOf"]
     assert dataset[0]["type"] == "string"
+
+
+def test_the_reference_page_is_fresh(repo: Path) -> None:
+    script = repo / "scripts" / "configuration_tables.py"
+    done = subprocess.run([sys.executable, script, "--check"], check=False)
+    assert done.returncode == 0, "docs/configuration.md is out of date: run python scripts/configuration_tables.py"

@@ -1,0 +1,118 @@
+"""Write the tables of docs/configuration.md: every key with its type, default and meaning, and the keyword arguments.
+
+    python scripts/configuration_tables.py          # rewrite what stands between the markers
+    python scripts/configuration_tables.py --check  # exit code 1 if the file is out of date
+
+The text comes from the JSON schema (so from the docstrings of the sections) and from the one table of keywords.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from aligntune.algorithms.base import algorithm_names, get_algorithm, get_task, task_names
+from aligntune.core.config.aliases import keyword_table
+from aligntune.core.config.schema import run_schema
+
+DOC = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+BEGIN, END = "<!-- tables: begin (scripts/configuration_tables.py writes this part) -->", "<!-- tables: end -->"
+SECTIONS = {
+    "model": "ModelConfig",
+    "model.peft": "PeftConfig",
+    "dataset and each of datasets": "DatasetConfig",
+    "train": "TrainConfig",
+    "generation": "GenerationConfig",
+    "evaluation": "EvaluationConfig",
+    "logging": "LoggingConfig",
+    "each of rewards": "RewardConfig",
+    "cache": "CacheConfig",
+}
+
+
+def tables() -> str:
+    """The generated part of the page, as Markdown."""
+    defs = run_schema()["$defs"]
+    parts = ["## Sections\n"]
+    for title, name in SECTIONS.items():
+        parts.append(f"### `{title}`\n\n{defs[name]['description']}\n\n{_table(defs[name])}\n")
+    parts.append("## Tasks (`task`)\n")
+    parts += [_algorithm(name, get_task(name), defs[name]) for name in task_names()]
+    parts.append("## Algorithms (`algo`)\n")
+    parts += [_algorithm(name, get_algorithm(name), defs[name]) for name in algorithm_names()]
+    parts.append("## Keyword arguments\n\n" + _keywords())
+    return "\n".join(parts)
+
+
+def _algorithm(name: str, cls: Any, definition: dict[str, Any]) -> str:
+    about = (
+        f"### `{name}`\n\n{definition['description']} Data: `{cls.data}`. "
+        f"Default of `train.learning_rate`: {cls.learning_rate:g}.\n"
+    )
+    return about + (f"\n{_table(definition)}\n" if len(definition["properties"]) > 1 else "")
+
+
+def _table(definition: dict[str, Any]) -> str:
+    required = definition.get("required", [])
+    rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for key, entry in definition["properties"].items():
+        if "const" in entry:
+            continue
+        default = "required" if key in required else f"`{_yaml(entry.get('default'))}`" if "default" in entry else ""
+        rows.append(f"| `{key}` | {_type(entry)} | {default} | {entry['description'].replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+def _type(entry: dict[str, Any]) -> str:
+    if "enum" in entry:
+        return ", ".join(f"`{value}`" for value in entry["enum"])
+    if "const" in entry:
+        return f"`{entry['const']}`"
+    if "anyOf" in entry:
+        return " or ".join(dict.fromkeys(_type(option) for option in entry["anyOf"] if option.get("type") != "null"))
+    if "$ref" in entry:
+        return "mapping"
+    if entry.get("type") == "array":
+        return f"list of {_type(entry['items'])}"
+    name = {"object": "mapping", "integer": "whole number", "boolean": "true, false"}.get(entry["type"], entry["type"])
+    limits = [f"{sign} {entry[key]:g}" for key, sign in LIMITS.items() if key in entry]
+    return " ".join([name, *limits])
+
+
+LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def _yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _keywords() -> str:
+    sft, rl = keyword_table("sft"), keyword_table("rl")
+    rows = ["| argument | supervised | RL |", "|---|---|---|"]
+    for key in [*sft, *(k for k in rl if k not in sft)]:
+        left, right = (f"`{t[key]}`" if key in t else "" for t in (sft, rl))
+        rows.append(f"| `{key}` | {left} | {right} |")
+    return "\n".join(rows) + "\n"
+
+
+def updated(text: str) -> str:
+    """The page with fresh tables between its markers."""
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n\n{tables()}\n{END}{tail}"
+
+
+def main() -> int:
+    text = DOC.read_text(encoding="utf-8")
+    fresh = updated(text)
+    if "--check" in sys.argv:
+        return int(text != fresh)
+    DOC.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
