@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from aligntune.errors import ConfigurationError
 from aligntune.registry import nearest
 from aligntune.rewards.base import REWARDS, UNBOUNDED, FunctionReward, RewardFunction, reward_class
+from aligntune.rewards.signature import PROVIDED
 
 if TYPE_CHECKING:
     from aligntune.core.config.sections import RewardConfig
@@ -107,11 +108,12 @@ class RewardRegistry:
 
     @classmethod
     def describe(cls, name: str) -> RewardInfo:
-        """Kind, range, columns, parameters with defaults, and the first line of the docstring."""
+        """Kind, range, columns, parameters with defaults, and the first paragraph of the docstring."""
         made = resolve(name)
         columns = tuple(sorted(made.columns)) if not issubclass(made, FunctionReward) else made.signature.required
-        parameters = dict(made.signature.defaults) if issubclass(made, FunctionReward) else {}
-        summary = (inspect.getdoc(made) or "").partition("\n")[0]
+        defaults = made.signature.defaults if issubclass(made, FunctionReward) else {}
+        parameters = {k: v for k, v in defaults.items() if k not in PROVIDED}
+        summary = " ".join((inspect.getdoc(made) or "").partition("\n\n")[0].split())
         return RewardInfo(name, made.kind, made.range, columns, parameters, summary)
 
 

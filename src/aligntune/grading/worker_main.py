@@ -1,0 +1,98 @@
+"""The worker process of `worker`: reads one JSON request a line, answers with one JSON line. Run by path,
+never imported.
+
+    python -I worker_main.py math /path/to/site-packages
+    {"gold": "1/2", "answer": "0.5", "deadline": 5}      ->      {"equal": true}
+
+It imports nothing of AlignTune, so that no model, token or data set is in the memory of the process that
+parses a model's text. It limits its own memory and file writing, and ends itself when a request outlives its
+deadline and nobody is left to end it, or when its input closes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from functools import lru_cache
+from typing import Any
+
+MEMORY = 4 << 30
+"""Bytes of address space: Math-Verify with sympy maps about 0.3 GB."""
+GRACE = 2.0
+"""Seconds over the deadline after which the process ends itself; the caller ends it at the deadline."""
+
+
+def limit() -> None:
+    """Cap memory, forbid core dumps and file writing."""
+    import resource
+
+    for kind, amount in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+        try:
+            resource.setrlimit(kind, (amount, amount))
+        except (ValueError, OSError):  # macOS has no limit on address space
+            continue
+
+
+def grade_math() -> Any:
+    """The request handler of the task `math`."""
+    from math_verify import parse, verify
+
+    @lru_cache(maxsize=4096)
+    def gold_of(text: str) -> Any:
+        return parse("\\boxed{" + text + "}", parsing_timeout=None)
+
+    gold_of("1")  # builds the parser's tables
+
+    def handle(request: dict[str, Any]) -> dict[str, Any]:
+        gold = gold_of(request["gold"])
+        if not gold:
+            return {"equal": None}
+        try:
+            answer = parse("\\boxed{" + request["answer"] + "}", parsing_timeout=None)
+            return {"equal": bool(answer) and bool(verify(gold, answer, timeout_seconds=None))}
+        except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as e:
+            return {"equal": False, "error": type(e).__name__}
+
+    return handle
+
+
+def search() -> Any:
+    """The request handler of the task `regex`."""
+    compile_pattern = lru_cache(maxsize=64)(re.compile)
+
+    def handle(request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            pattern = compile_pattern(request["pattern"])
+        except (re.error, RecursionError, OverflowError) as e:
+            return {"error": str(e)}
+        return {"found": getattr(pattern, request["mode"])(request["text"]) is not None}
+
+    return handle
+
+
+def main() -> None:
+    """Answer requests until the input closes."""
+    task, *folders = sys.argv[1:]
+    sys.path.extend(folders)
+    sys.dont_write_bytecode = True
+    sys.setrecursionlimit(3000)
+    try:
+        handle = {"math": grade_math, "regex": search}[task]()
+    except ImportError as e:
+        print(json.dumps({"ready": False, "error": str(e)}), flush=True)
+        return
+    limit()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, request["deadline"] + GRACE)
+        answer = handle(request)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
