@@ -23,7 +23,7 @@ def compact(value: float) -> str:
     if size_of >= 1e6 or size_of < 1e-3:
         mantissa, _, exponent = f"{value:.2g}".partition("e")
         text = f"{mantissa}e{int(exponent)}" if exponent else _scientific(value)
-    elif size_of >= 1000:
+    elif size_of >= 999.5:
         text = f"{value:,.0f}"
     else:
         text = f"{value:.3g}"

@@ -67,7 +67,8 @@ def line_chart(
     """
     xs = [x for one in series for x, y in one.points if _finite(y)]
     ys = [y for one in series for _, y in one.points if y is not None and math.isfinite(y)]
-    x_ticks = [t for t in ticks(min(xs), max(xs)) if min(xs) <= t <= max(xs)]
+    whole = all(x == round(x) for x in xs)  # there is no step 1.5
+    x_ticks = [t for t in ticks(min(xs), max(xs)) if min(xs) <= t <= max(xs) and (t == round(t) or not whole)]
     low = min(ys) if y_range[0] is None else min(y_range[0], min(ys))
     high = max(ys) if y_range[1] is None else max(y_range[1], max(ys))
     y_ticks = ticks(low, high, 3)

@@ -1,0 +1,141 @@
+"""The report in headless Chromium: it loads, draws its charts, runs no script, fits the window, in both colour schemes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import pytest
+
+from aligntune.report import Answer, Interval, Sample, Stage, build_report, build_story
+from aligntune.utils.run_folder import RunFolder
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))),
+    None,
+)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (apt-get install chromium)")
+
+ATTACK = "</pre><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+
+
+def chromium(tmp_path: Path, page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
+        "--disable-background-networking", "--force-color-profile=srgb", "--enable-logging=stderr", "--v=0",
+        f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "HOME": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return done
+
+
+def pixels(path: Path) -> tuple[int, int, list[bytes]]:
+    """Width, height and rows (three bytes a pixel) of an 8-bit RGB or RGBA PNG without interlace (PNG, section 9)."""
+    data, at, packed = path.read_bytes(), 8, b""
+    width = height = channels = 0
+    while at < len(data):
+        size, kind = struct.unpack(">I4s", data[at : at + 8])
+        body = data[at + 8 : at + 8 + size]
+        if kind == b"IHDR":
+            width, height, depth, colour = struct.unpack(">IIBB", body[:10])
+            assert depth == 8
+            channels = {2: 3, 6: 4}[colour]
+        elif kind == b"IDAT":
+            packed += body
+        at += size + 12
+    raw, stride = zlib.decompress(packed), width * channels
+    rows, before = [], bytearray(stride)
+    for y in range(height):
+        start = y * (stride + 1)
+        rows.append(before := _unfilter(raw[start], raw[start + 1 : start + 1 + stride], before, channels))
+    return width, height, [b"".join(bytes(r[i : i + 3]) for i in range(0, stride, channels)) for r in rows]
+
+
+def _unfilter(kind: int, line: bytes, up: bytearray, step: int) -> bytearray:
+    row = bytearray(line)
+    for i in range(len(row)):
+        left = row[i - step] if i >= step else 0
+        corner = up[i - step] if i >= step else 0
+        if kind == 4:
+            guess = left + up[i] - corner
+            nearest = min(
+                (abs(guess - left), 0, left), (abs(guess - up[i]), 1, up[i]), (abs(guess - corner), 2, corner)
+            )
+            row[i] = (row[i] + nearest[2]) & 255
+        else:
+            row[i] = (row[i] + (0, left, up[i], (left + up[i]) // 2)[kind]) & 255
+    return row
+
+
+def colour_at(rows: list[bytes], x: int, y: int) -> tuple[int, ...]:
+    return tuple(rows[y][3 * x : 3 * x + 3])
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run's report and a story, with model text that tries to run scripts."""
+    folder = tmp_path_factory.mktemp("report")
+    run = RunFolder.claim(folder / "run")
+    run.write_config({"note": ATTACK})
+    run.update_manifest({"algorithm": "grpo", "backend": "trl", "notes": [ATTACK]})
+    for step in range(1, 60):
+        run.append_metrics({"step": step, "loss": 1 / step, "reward": step / 60, "entropy": 1.0, "rewards/a/mean": 0.5})
+    run.append_samples([{"step": 1, "prompt": ATTACK, "answer": ATTACK}])
+    run.append_rollouts([{"step": 1, "prompt": ATTACK, "completion": ATTACK, "reward": 1.0}])
+    run.mark_finished({"training_time": 5.0})
+    stages = [
+        Stage("Base", accuracy=Interval(0.1, 0.08, 0.13), seconds=1.0, memory_bytes=5e8),
+        Stage("SFT", run.path, ATTACK, Interval(0.5, 0.46, 0.54), Interval(0.4, 0.36, 0.44), "Base", 0.5,
+              Interval(0.51, 0.46, 0.56), 71.0, 9e8),
+    ]  # fmt: skip
+    sample = Sample(ATTACK, [Answer("Base", ATTACK, False), Answer("SFT", "#### 2", True)], "2")
+    story = build_story("A story", stages, folder / "story.html", lead="Lead.", samples=[sample, sample, sample])
+    return build_report(run.path), story
+
+
+def test_the_pages_load_draw_and_run_nothing(pages: tuple[Path, Path], tmp_path: Path) -> None:
+    for page, title, charts in ((pages[0], "run", 4), (pages[1], "A story", 6)):
+        dom = chromium(tmp_path, page, "--dump-dom").stdout
+        assert f"<title>{title}</title>" in dom
+        assert len(re.findall(r'<svg class="chart[^"]*" role="img"', dom)) == charts
+        assert "<script>" not in dom
+        assert "<img" not in dom
+        assert "&lt;script&gt;document.title='taken'" in dom
+
+
+@pytest.mark.parametrize("width", [500, 800, 1400])
+def test_the_page_fits_the_window(pages: tuple[Path, Path], tmp_path: Path, width: int) -> None:
+    """With a script of the test's own, which the shipped page's policy would forbid, measured in a copy."""
+    text = pages[1].read_text(encoding="utf-8")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    measure = (
+        "<script>document.title = [document.documentElement.scrollWidth, document.body.scrollHeight].join('x')</script>"
+    )
+    copy = tmp_path / "copy.html"
+    copy.write_text(text.replace("</body>", measure + "</body>"), encoding="utf-8")
+    dom = chromium(tmp_path, copy, "--dump-dom", f"--window-size={width},900").stdout
+    measured, height = map(int, re.search(r"<title>(\d+)x(\d+)</title>", dom).groups())
+    assert measured <= width
+    assert 1000 < height < 12000
+
+
+@pytest.mark.parametrize(("scheme", "page_colour"), [("light", (0xF6, 0xF7, 0xF9)), ("dark", (0x0F, 0x14, 0x1A))])
+def test_the_page_follows_the_colour_scheme(
+    pages: tuple[Path, Path], tmp_path: Path, scheme: str, page_colour: tuple[int, int, int]
+) -> None:
+    out = tmp_path / "shot.png"
+    flag = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    chromium(tmp_path, pages[1], f"--screenshot={out}", "--window-size=800,500", flag)
+    width, height, rows = pixels(out)
+    assert (width, height) == (800, 500)
+    assert colour_at(rows, 2, 2) == page_colour
+    assert len({row[i : i + 3] for row in rows for i in range(0, len(row), 3)}) > 20  # text and badges are drawn
