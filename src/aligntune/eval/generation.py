@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.utils.logging import get_logger
 
 Prompt = str | list[dict[str, Any]]
 
@@ -210,8 +211,6 @@ def _check(
 
 def _rooms(model: Any, encoded: list[list[int]], max_new_tokens: int) -> list[int]:
     """Most new tokens of each prompt: `max_new_tokens`, or what its context leaves."""
-    from aligntune.utils.logging import get_logger
-
     limit = context_length(model)
     if limit is None:
         return [max_new_tokens] * len(encoded)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from aligntune.errors import ValidationError
 from aligntune.eval.generation import Prompt, context_length, evaluating
+from aligntune.utils.logging import get_logger
 
 IGNORED = -100
 """Label of a token that is not counted (PyTorch's cross-entropy)."""
@@ -91,6 +92,43 @@ def sequence_logprobs(
     return [(-nll, tokens) for nll, tokens in completion_nll(model, tokenizer, rows, batch_size, max_length=max_length)]
 
 
+@dataclass(frozen=True)
+class PairScore:
+    """Log-probabilities of the two answers of a pair, each as (sum in nats, number of tokens)."""
+
+    chosen: tuple[float, int]
+    rejected: tuple[float, int]
+
+
+def preference_logprobs(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int = 8,
+    *,
+    max_length: int | None = None,
+) -> list[PairScore]:
+    """Log-probabilities of the chosen and the rejected answer of each row, tokenized as DPO training does.
+
+    Both answers start at the same token: where the shorter common part with the prompt ends.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        rows: `prompt`, `chosen` and `rejected`, all strings or all message lists.
+        batch_size: sequences per forward pass.
+        max_length: cut prompt and answer together to this many tokens; None cuts at the model's context. A pair whose
+            prompt fills it has 0 tokens.
+    """
+    encoded: list[Encoded] = []
+    for row in rows:
+        sides = [_prompt_completion(tokenizer, row["prompt"], row[s], row.get("tools")) for s in ("chosen", "rejected")]
+        start = min(side.counted.index(True) if any(side.counted) else len(side.ids) for side in sides)
+        encoded += [Encoded(side.ids, [i >= start for i in range(len(side.ids))]) for side in sides]
+    scored = [(-nll, n) for nll, n in score(model, tokenizer, encoded, batch_size, max_length=max_length)]
+    return [PairScore(scored[i], scored[i + 1]) for i in range(0, len(scored), 2)]
+
+
 def encode_row(tokenizer: Any, row: Mapping[str, Any], mask: Mask = "answers") -> Encoded:
     """The tokens of one row and which of them count.
 
@@ -119,7 +157,11 @@ def score(
 ) -> list[tuple[float, int]]:
     """(nll_sum, tokens) of encoded rows, batched by length, longest first."""
     limits = [limit for limit in (max_length, context_length(model)) if limit is not None]
-    cut = [row.cut(min(limits, default=None)) for row in rows]  # type: ignore[type-var]
+    limit = min(limits, default=None)
+    cut = [row.cut(limit) for row in rows]
+    shortened = sum(len(a.ids) < len(b.ids) for a, b in zip(cut, rows, strict=True))
+    if shortened:
+        get_logger(__name__).warning("%d of %d texts have more than %s tokens and are cut", shortened, len(rows), limit)
     results: list[tuple[float, int]] = [(0.0, 0)] * len(cut)
     # A row needs a counted token behind the first one; the others need no forward pass.
     work = sorted((i for i, row in enumerate(cut) if any(row.counted[1:])), key=lambda i: -len(cut[i].ids))

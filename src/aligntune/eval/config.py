@@ -1,0 +1,144 @@
+"""The evaluation file: a model, and tasks that join a kind of evaluation with data.
+
+    model: {name_or_path: runs/sft}
+    tasks:
+      - {name: sums, kind: exact_match, dataset: data/test.jsonl, max_new_tokens: 26}
+      - {name: style, kind: reward, dataset: data/test.jsonl, rewards: [answer_format]}
+    output_dir: runs/sft-eval
+
+`load_eval_config("eval.yaml", ["tasks.0.max_samples=100"])` reads it: `base:` and overrides work as in a run's file,
+and all faults come in one message. A setting that the task's kind does not read is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MinLen
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from aligntune.core.config.base import section
+from aligntune.core.config.io import apply_overrides, parse_section, read_yaml
+from aligntune.core.config.sections import Dataset, ModelConfig, OpenFraction, Reward
+from aligntune.errors import ConfigurationError
+from aligntune.eval.registry import EvalRegistry
+
+
+@section
+class EvalSettings:
+    """How a task is measured."""
+
+    match: Literal["answer", "text"] = "answer"
+    """exact_match. answer: the final answer in the text, compared as mathematics (`aligntune.grading`; the practice for
+    GSM8K, Cobbe et al. 2021). text: the whole text equals the reference."""
+    likelihood_of: Literal["text", "completion", "assistant"] = "text"
+    """perplexity. Which tokens count: all of a text, the completion of a prompt, or the assistant's turns."""
+    max_new_tokens: PositiveInt = 256
+    """exact_match, reward. Most new tokens per answer (as `evaluation.max_new_tokens` of a run)."""
+    temperature: NonNegativeFloat = 0.0
+    """exact_match, reward. 0 decodes greedily, which makes evaluation repeatable."""
+    top_p: OpenFraction = 1.0
+    """exact_match, reward. Nucleus sampling; 1.0 is off (TRL)."""
+    num_samples: PositiveInt = 1
+    """exact_match, reward. Answers per prompt, averaged; above 1 needs a temperature."""
+    beta: PositiveFloat = 0.1
+    """preference. Factor of the implicit reward (Rafailov et al. 2023; DPO's default)."""
+    max_length: Annotated[int, Ge(2)] | None = None
+    """perplexity, preference. Cut rows to this many tokens; None cuts at the model's context."""
+    batch_size: PositiveInt = 8
+    """Sequences per forward pass (Transformers)."""
+
+
+@section
+class EvalTask(EvalSettings):
+    """One kind of evaluation on one data set."""
+
+    name: str
+    """Name in the results: letters, digits, `.`, `_`, `-`."""
+    kind: str
+    """exact_match, perplexity, preference, reward, or a registered one."""
+    dataset: Dataset
+    """The items."""
+    max_samples: PositiveInt | None = None
+    """Draw this many items with the seed; None takes all. Short for the data set's own `max_samples`."""
+    rewards: list[Reward] = Field(default_factory=list)
+    """reward. What scores the answers."""
+    reference_model: str | None = None
+    """preference. Model that the implicit reward is measured against (the one before preference training)."""
+
+
+@section
+class EvalConfig:
+    """A model and the tasks that it is measured on."""
+
+    model: ModelConfig
+    """The model; `peft` in it plays no part, an adapter folder is loaded with its base."""
+    tasks: Annotated[list[EvalTask], MinLen(1)]
+    """What is measured; names are unique."""
+    backend: Literal["trl"] = "trl"
+    """Evaluation runs on Transformers, which is what the TRL backend trains; there is no other yet."""
+    output_dir: str | None = None
+    """Folder for the results and every item; None keeps them in memory."""
+    seed: NonNegativeInt = 42
+    """Seed of the draw of items and of sampling (Transformers)."""
+
+
+def load_eval_config(path: str | Path, overrides: Iterable[str] = ()) -> EvalConfig:
+    """An evaluation file as a checked configuration.
+
+    Args:
+        path: a YAML file.
+        overrides: `key=value` strings, as `tasks.0.batch_size=32`.
+
+    Raises:
+        ConfigurationError: with every fault.
+    """
+    raw = apply_overrides(read_yaml(path), overrides)
+    config = parse_section(EvalConfig, raw, str(path))
+    check_eval_config(config, str(path))
+    return config
+
+
+def check_eval_config(config: EvalConfig, where: str = "") -> None:
+    """Check what types cannot: names, kinds, and settings that a kind needs or does not read.
+
+    Raises:
+        ConfigurationError: with every fault, each with its dotted key.
+    """
+    faults = [
+        (f"tasks.{i}.{key}", sentence) for i, task in enumerate(config.tasks) for key, sentence in _task_faults(task)
+    ]
+    for name, count in Counter(task.name for task in config.tasks).items():
+        if count > 1:
+            faults.append(("tasks", f"{count} tasks are named '{name}'"))
+    if not faults:
+        return
+    lines = [f"{key}: {sentence}" for key, sentence in faults]
+    prefix = f"{where}: " if where else ""
+    message = lines[0] if len(lines) == 1 else f"{len(lines)} settings are wrong\n  " + "\n  ".join(lines)
+    raise ConfigurationError(
+        prefix + message, hint="mend the keys named; docs/evaluation.md lists them", context={"faults": faults}
+    )
+
+
+def _task_faults(task: EvalTask) -> list[tuple[str, str]]:
+    faults = []
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", task.name) or task.name.startswith("."):
+        faults.append(("name", f"'{task.name}' names a file: use letters, digits, '.', '_' and '-'"))
+    if task.max_samples is not None and task.dataset.max_samples not in (None, task.max_samples):
+        faults.append(("max_samples", f"is {task.max_samples}, and dataset.max_samples {task.dataset.max_samples}"))
+    try:
+        kind = EvalRegistry.get(task.kind)
+    except ConfigurationError as e:
+        return [*faults, ("kind", f"{e.message}; {e.hint}")]
+    common = {"name", "kind", "dataset", "max_samples", "batch_size"}
+    for field in dataclasses.fields(task):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if field.name not in common | kind.options and getattr(task, field.name) != default:
+            faults.append((field.name, f"has no effect in the kind {task.kind}; remove it"))
+    return [*faults, *kind.faults(task)]

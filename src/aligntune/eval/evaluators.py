@@ -1,0 +1,129 @@
+"""Evaluate a model that is in memory: any kind on prepared rows, and the choice that RL training makes.
+
+>>> RLEvaluator(model, tokenizer, rewards=composite, max_new_tokens=64).evaluate(rows)
+{'reward': 0.41, 'rewards/math_correctness': 0.32, 'tokens': 18.2, 'finished': 1.0}
+
+`BaseEvaluator.run` is what `EvalRunner` calls for each task of a file, so numbers of a training run and of
+`aligntune eval` come from the same code. It loads no data and no models.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from aligntune.core.config.base import to_plain
+from aligntune.eval.config import EvalSettings
+from aligntune.eval.registry import EvalRegistry
+from aligntune.eval.result import TaskResult
+from aligntune.eval.tasks.base import EvalKind, Subject, item_ids
+
+
+class BaseEvaluator:
+    """Evaluates one model.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        seed: of sampling.
+        rewards: a `CompositeReward`, for the kind `reward`.
+        reference: the model of implicit rewards, for the kind `preference`.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, seed: int = 42, rewards: Any = None, reference: Any = None
+    ) -> None:
+        self.subject = Subject(model, tokenizer, seed, rewards, reference)
+
+    def run(
+        self,
+        kind: str | EvalKind,
+        rows: Iterable[Mapping[str, Any]],
+        settings: EvalSettings | None = None,
+        *,
+        name: str | None = None,
+    ) -> TaskResult:
+        """Values and items of one kind of evaluation.
+
+        Args:
+            kind: a registered name, or an instance.
+            rows: canonical rows of the kind's schema (`aligntune.data.prepare_dataset`).
+            settings: how; None takes the defaults.
+            name: of the task in the result; None takes the kind's.
+
+        Raises:
+            ConfigurationError: unknown kind.
+            ValidationError: no rows, or rows that lack what the kind needs.
+        """
+        start = time.monotonic()
+        settings = settings or EvalSettings()
+        measure = EvalRegistry.get(kind)() if isinstance(kind, str) else kind
+        label = kind if isinstance(kind, str) else type(kind).__name__
+        data = [dict(row) for row in rows]
+        measure.check(data, self.subject.rewards)
+        items = measure.items(data, item_ids(data), settings, self.subject)
+        metrics = {}
+        for metric in measure.metrics(settings, items):
+            scores = metric.scores(items)
+            metrics[metric.name] = metric.aggregate(items, scores)
+            if metric.paired:
+                for item, score in zip(items, scores, strict=True):
+                    item.setdefault("scores", {})[metric.name] = score
+        return TaskResult(
+            name=name or label,
+            kind=label,
+            metrics=metrics,
+            items=items,
+            settings=self._settings(measure, settings),
+            notes=[f"{m.name}: {m.missing} without a score: {m.reason}" for m in metrics.values() if m.missing],
+            seconds=time.monotonic() - start,
+        )
+
+    def _settings(self, measure: EvalKind, settings: EvalSettings) -> dict[str, Any]:
+        """The settings that the kind reads, and what the tokenizer decides."""
+        plain = {k: v for k, v in to_plain(settings).items() if k in measure.options}
+        return {**plain, "seed": self.subject.seed, "chat_template": bool(self.subject.tokenizer.chat_template)}
+
+    def evaluate(
+        self, rows: Iterable[Mapping[str, Any]], kind: str = "perplexity", settings: EvalSettings | None = None
+    ) -> dict[str, float]:
+        """Metric name to number; metrics without a value are left out."""
+        return self.run(kind, rows, settings).values()
+
+
+class RLEvaluator(BaseEvaluator):
+    """Evaluates what preference and policy optimisation train: the kind follows from the rows.
+
+    Rows with `chosen` and `rejected` give the preference metrics, rows with a prompt alone the rewards of generated
+    answers.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        seed: of sampling.
+        rewards: a `CompositeReward`, for prompts.
+        reference: the reference model, for pairs.
+        settings: fields of `EvalSettings`, as `max_new_tokens=64`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        seed: int = 42,
+        rewards: Any = None,
+        reference: Any = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(model, tokenizer, seed=seed, rewards=rewards, reference=reference)
+        self.settings = EvalSettings(**settings)
+
+    def evaluate(
+        self, rows: Iterable[Mapping[str, Any]], kind: str | None = None, settings: EvalSettings | None = None
+    ) -> dict[str, float]:
+        """Metric name to number, of the kind that the rows call for unless one is given."""
+        data = list(rows)
+        chosen = kind or ("preference" if data and "chosen" in data[0] else "reward")
+        return super().evaluate(data, chosen, settings or self.settings)

@@ -1,0 +1,62 @@
+"""The kinds of evaluation, found by name: exact_match, perplexity, reward, preference, and those that a user adds.
+
+    @EvalRegistry.register("shouting")
+    class Shouting(EvalKind):
+        ...
+
+It holds no data sets: a task in an evaluation file joins a kind with one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aligntune.registry import Registry
+
+if TYPE_CHECKING:
+    from aligntune.eval.tasks.base import EvalKind
+
+K = TypeVar("K", bound="type[EvalKind]")
+
+_KINDS: Registry[Any] = Registry("evaluation kind")
+for _name, _class in (
+    ("exact_match", "ExactMatch"),
+    ("perplexity", "Perplexity"),
+    ("preference", "Preference"),
+    ("reward", "Reward"),
+):
+    _KINDS.add(_name, f"aligntune.eval.tasks.{_name}:{_class}")
+
+
+class EvalRegistry:
+    """Register and find kinds of evaluation."""
+
+    @staticmethod
+    def register(name: str, *, replace: bool = False) -> Callable[[K], K]:
+        """Decorator that registers an `EvalKind` under `name`.
+
+        Raises:
+            ConfigurationError: the name is taken.
+        """
+        return _KINDS.register(name, replace=replace)
+
+    @staticmethod
+    def get(name: str) -> type[EvalKind]:
+        """The class registered under `name`.
+
+        Raises:
+            ConfigurationError: nobody registered it; the hint names the nearest.
+        """
+        kind: type[EvalKind] = _KINDS.get(name)
+        return kind
+
+    @staticmethod
+    def names() -> list[str]:
+        """All names, sorted."""
+        return _KINDS.names()
+
+    @staticmethod
+    def remove(name: str) -> None:
+        """Forget a kind (for tests and notebooks)."""
+        _KINDS.remove(name)

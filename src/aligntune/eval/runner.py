@@ -1,0 +1,167 @@
+"""Run an evaluation file: prepare the data, load the model, evaluate each task, write what came out.
+
+>>> result = EvalRunner(load_eval_config("eval.yaml")).run()
+>>> str(result.metric("sums"))
+'accuracy: 0.614 [0.5706, 0.6556] (n=500)'
+
+Data, rewards and columns are checked before the model is loaded, and nothing is written before the first task runs.
+The folder then holds `config.resolved.yaml`, `manifest.json` (the state), `results.json` and `items/<task>.jsonl`.
+
+A run that was killed begins again; it evaluates with Transformers only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from aligntune.core.config.sections import ModelConfig
+from aligntune.errors import ConfigurationError
+from aligntune.eval.config import EvalConfig, EvalTask, check_eval_config
+from aligntune.eval.evaluators import BaseEvaluator
+from aligntune.eval.registry import EvalRegistry
+from aligntune.eval.result import EvalResult, TaskResult, write_items
+from aligntune.eval.tasks.base import EvalKind
+from aligntune.utils.logging import get_logger
+from aligntune.utils.run_folder import RunFolder
+
+log = get_logger(__name__)
+
+
+@dataclass
+class _Job:
+    task: EvalTask
+    kind: EvalKind
+    prepared: Any
+    rows: list[dict[str, Any]]
+    rewards: Any
+
+
+class _state:
+    """Records in the folder that the evaluation failed or was interrupted; the error goes on."""
+
+    def __init__(self, folder: RunFolder | None) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self.folder is None or error is None:
+            return
+        if isinstance(error, KeyboardInterrupt):
+            self.folder.mark_interrupted()
+        else:
+            self.folder.mark_failed(error)
+
+
+class EvalRunner:
+    """Evaluates one model on the tasks of a configuration.
+
+    Args:
+        config: what to measure.
+        model: a model in memory, in place of loading `config.model`; needs `tokenizer`.
+        tokenizer: its tokenizer.
+    """
+
+    def __init__(self, config: EvalConfig, model: Any = None, tokenizer: Any = None) -> None:
+        if (model is None) != (tokenizer is None):
+            raise ConfigurationError(
+                "a model in memory and its tokenizer belong together", hint="pass both to EvalRunner, or neither"
+            )
+        check_eval_config(config)
+        self.config = config
+        self.model = model
+        self.tokenizer = tokenizer
+        self._references: dict[str, Any] = {}
+
+    def run(self) -> EvalResult:
+        """Evaluate every task.
+
+        Raises:
+            ConfigurationError: a setting is wrong, or `output_dir` holds a finished run.
+            ValidationError: data cannot be used.
+            RewardError: a reward raised.
+        """
+        start = time.monotonic()
+        if self.config.output_dir is not None:
+            RunFolder.check(self.config.output_dir)
+        jobs = [self._prepare(task) for task in self.config.tasks]
+        name, notes = self._load()
+        folder = RunFolder.claim(self.config.output_dir) if self.config.output_dir is not None else None
+        if folder is not None:
+            folder.write_config(self.config)
+        with _state(folder):
+            results = {job.task.name: self._evaluate(job, folder) for job in jobs}
+            result = EvalResult(name, results, self.config.seed, time.monotonic() - start, notes)
+            if folder is not None:
+                result.save(folder.path)
+                values = {task.name: task.values() for task in result.tasks.values()}
+                folder.mark_finished({"model": name, "tasks": values})
+        return result
+
+    def _prepare(self, task: EvalTask) -> _Job:
+        from aligntune.data import prepare_dataset
+
+        kind = EvalRegistry.get(task.kind)()
+        source = task.dataset
+        if task.max_samples is not None:
+            source = dataclasses.replace(source, max_samples=task.max_samples)
+        prepared = prepare_dataset(source, kind.schema_for(task), seed=self.config.seed)
+        rewards = None
+        if task.rewards:
+            from aligntune.rewards import build_rewards
+
+            rewards = build_rewards(task.rewards)
+        rows = [dict(row) for row in prepared.dataset]
+        kind.check(rows, rewards)
+        return _Job(task, kind, prepared, rows, rewards)
+
+    def _load(self) -> tuple[str, list[str]]:
+        """Make sure that there is a model; its name and the notes of loading it."""
+        if self.model is not None:
+            return self.config.model.name_or_path, []
+        loaded = self._loader(self.config.model)
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        return loaded.path, list(loaded.notes)
+
+    def _loader(self, config: ModelConfig) -> Any:
+        from aligntune.utils.model_loader import ModelLoader
+
+        return ModelLoader(config, training=False, seed=self.config.seed).load()
+
+    def _reference(self, task: EvalTask) -> Any:
+        path = task.reference_model
+        if path is None:
+            return None
+        if path not in self._references:
+            config = dataclasses.replace(self.config.model, name_or_path=path, revision=None)
+            self._references[path] = self._loader(config).model
+        return self._references[path]
+
+    def _evaluate(self, job: _Job, folder: RunFolder | None) -> TaskResult:
+        task = job.task
+        log.info("evaluating %s (%s, %d rows)", task.name, task.kind, len(job.rows))
+        evaluator = BaseEvaluator(
+            self.model,
+            self.tokenizer,
+            seed=self.config.seed,
+            rewards=job.rewards,
+            reference=self._reference(task),
+        )
+        result = evaluator.run(task.kind, job.rows, task, name=task.name)
+        settings = {
+            **result.settings,
+            "source": job.prepared.source,
+            "format": job.prepared.format,
+            "content_hash": job.prepared.content_hash,
+            "rows": len(job.rows),
+        }
+        result = dataclasses.replace(result, settings=settings, notes=[*job.prepared.notes, *result.notes])
+        for metric in result.metrics.values():
+            log.info("%s %s", task.name, metric)
+        if folder is not None:
+            write_items(folder.path, result)
+        return result

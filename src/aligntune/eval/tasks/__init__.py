@@ -1,0 +1,1 @@
+"""Kinds of evaluation, one per file; `base` says what a kind is."""

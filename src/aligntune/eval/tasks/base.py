@@ -1,0 +1,152 @@
+"""What a kind of evaluation is: the rows it reads, the items it makes from them with a model, and its metrics.
+
+    class Shouting(EvalKind):
+        schema = Schema.PROMPT
+        options = frozenset({"max_new_tokens"})
+
+        def items(self, rows, ids, settings, subject):
+            return answers(rows, ids, settings, subject)
+
+        def metrics(self, settings, items):
+            return [ShoutingMetric()]
+
+An item is one answer, text or pair with everything that its scores need; items are what is stored and paired when two
+models are compared, so each carries the `id` of its row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from aligntune.algorithms.base import Schema
+from aligntune.errors import ValidationError
+from aligntune.eval.generation import generate_answers
+from aligntune.eval.metrics.base import Metric
+
+if TYPE_CHECKING:
+    from aligntune.eval.config import EvalSettings, EvalTask
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and what it is evaluated with.
+
+    Attributes:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        seed: of sampling.
+        rewards: a `CompositeReward`, for kinds that score answers.
+        reference: the model that implicit rewards are measured against; it shares the tokenizer.
+    """
+
+    model: Any
+    tokenizer: Any
+    seed: int = 42
+    rewards: Any = None
+    reference: Any = None
+
+
+class EvalKind(ABC):
+    """Base of all kinds.
+
+    Attributes:
+        schema: the canonical rows that it reads.
+        options: names of the `EvalTask` fields that it reads beside the common ones.
+    """
+
+    schema: ClassVar[Schema] = Schema.PROMPT
+    options: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def faults(cls, task: EvalTask) -> list[tuple[str, str]]:
+        """What is missing or contradictory in a task's settings, as (key, sentence)."""
+        return []
+
+    def schema_for(self, settings: EvalSettings) -> Schema:
+        """The schema under these settings."""
+        return self.schema
+
+    def check(self, rows: Sequence[Row], rewards: Any = None) -> None:
+        """Refuse rows that lack what the kind needs, before a model is loaded.
+
+        Raises:
+            ValidationError: there are no rows, or a column is missing.
+        """
+        if not rows:
+            raise ValidationError("there are no rows to evaluate", hint="give at least one row")
+
+    @abstractmethod
+    def items(
+        self, rows: Sequence[Row], ids: Sequence[str], settings: EvalSettings, subject: Subject
+    ) -> list[dict[str, Any]]:
+        """The items of the rows; each has `id`, and `sample` where a row gives several."""
+
+    @abstractmethod
+    def metrics(self, settings: EvalSettings, items: Sequence[Mapping[str, Any]]) -> list[Metric]:
+        """The metrics; the first is the task's headline."""
+
+
+GENERATION = frozenset({"max_new_tokens", "temperature", "top_p", "num_samples"})
+"""Fields that every kind with generated answers reads."""
+
+
+def generation_faults(task: EvalTask) -> list[tuple[str, str]]:
+    """Contradictions among the settings of generation."""
+    if task.num_samples > 1 and task.temperature == 0:
+        return [
+            ("num_samples", f"is {task.num_samples} with temperature 0, which gives equal answers; set temperature")
+        ]
+    if task.top_p < 1 and task.temperature == 0:
+        return [("top_p", "has no effect with temperature 0; set temperature, or remove it")]
+    return []
+
+
+def answers(rows: Sequence[Row], ids: Sequence[str], settings: EvalSettings, subject: Subject) -> list[dict[str, Any]]:
+    """One item per generated answer: id, sample, prompt, output, tokens, finished, and the row's reference."""
+    generated = generate_answers(
+        subject.model,
+        subject.tokenizer,
+        [row["prompt"] for row in rows],
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        batch_size=settings.batch_size,
+        num_samples=settings.num_samples,
+        seed=subject.seed,
+    )
+    return [
+        {
+            "id": ids[i],
+            "sample": k,
+            "prompt": rows[i]["prompt"],
+            "reference": rows[i].get("reference"),
+            "output": answer.text,
+            "tokens": answer.tokens,
+            "finished": answer.finished,
+        }
+        for i, row in enumerate(generated)
+        for k, answer in enumerate(row)
+    ]
+
+
+def item_ids(rows: Sequence[Row]) -> list[str]:
+    """An id per row that depends on its content alone, so that two evaluations of one set can be paired.
+
+    A repeated row gets a running number behind its id.
+    """
+    seen: Counter[str] = Counter()
+    ids = []
+    for row in rows:
+        text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        seen[digest] += 1
+        ids.append(digest if seen[digest] == 1 else f"{digest}-{seen[digest]}")
+    return ids
