@@ -233,7 +233,10 @@ def test_data_section_reads_rows_of_its_form(recipe: Recipe, shared: Path, tmp_p
 def test_documentation_lists_every_recipe_and_source(repo: Path) -> None:
     page = (repo / "docs" / "recipes.md").read_text(encoding="utf-8")
     for recipe in model_recipes():
-        assert f"`{recipe.name}`" in page
+        stated = re.search(r"with (\d+) GB \(estimate (\d+) GB", recipe.needs)
+        assert stated
+        row = f"| `{recipe.name}` | {recipe.summary.rstrip('.')} | {stated[1]} GB ({stated[2]}) |"
+        assert row in page
     for source in SOURCES:
         assert source in page
 
