@@ -118,6 +118,11 @@ class DataManager:
         sources = source if isinstance(source, list) else [source]
         if not sources:
             raise ConfigurationError("no data set is given", hint="set `dataset` (SFT) or `datasets` (RL)")
+        if len(sources) == 1 and sources[0].weight != 1:
+            raise ConfigurationError(
+                f"weight {sources[0].weight:g} has no effect: '{sources[0].name}' is the only source",
+                hint="remove weight, or add the sources to mix with",
+            )
         parts = [self._part(one) for one in sources]
         if len(parts) == 1:
             rows, notes = parts[0].rows, parts[0].notes
@@ -277,7 +282,7 @@ def _draw(total: int, count: int | None, seed: int) -> Iterator[int]:
     """Row numbers in the order in which they are tried; a smaller draw is a beginning of a larger one."""
     order = list(range(total))
     if count is not None:
-        random.Random(seed).shuffle(order)  # noqa: S311 (a repeatable draw is wanted)
+        random.Random(seed).shuffle(order)
     yield from order
 
 

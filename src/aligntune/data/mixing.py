@@ -31,7 +31,7 @@ def mix(
         seed: of the draws and of the order.
     """
     sizes = [len(part) for part in parts]
-    generator = random.Random(seed)  # noqa: S311 (a repeatable draw is wanted)
+    generator = random.Random(seed)
     if len(set(weights)) == 1:
         counts = sizes
     else:

@@ -51,8 +51,7 @@ class HFLoader(BaseLoader):
             # datasets raises it both offline (HF_HUB_OFFLINE) and when the network fails.
             raise errors.EnvironmentError(
                 f"data set '{name}' is not in the local cache and the hub cannot be reached ({error})",
-                hint=f"fetch it once while online (`hf download --repo-type dataset {name}`), unset HF_HUB_OFFLINE, "
-                "or name a local file or folder",
+                hint="run once while online with HF_HUB_OFFLINE unset, which caches it, or name a local file or folder",
             ) from error
         except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
             # ValueError: unknown subset or split, or a subset that must be named; the library

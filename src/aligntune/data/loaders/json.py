@@ -18,6 +18,9 @@ from aligntune.data.loaders.base import FileLoader, decode, read_bytes, refuse_h
 from aligntune.data.rows import SPLIT_NAMES, Rows, split_base, take_split
 from aligntune.errors import ValidationError
 
+HALF_PAIR = "\\ud"
+"""How JSON spells a surrogate, in lower case; only texts that hold it are looked at twice."""
+
 
 class JSONLoader(FileLoader):
     """Reads `.json`, `.jsonl` and `.ndjson`, each also with `.gz` after it."""
@@ -52,7 +55,10 @@ class JSONLoader(FileLoader):
                 f"{path}: no list of rows at the top (found: {found})",
                 hint='write a list of objects, {"data": [...]}, or one object a line in a .jsonl file',
             )
-        return Rows(_objects(path, document), source=path.name)
+        rows = _objects(path, document)
+        for index, row in enumerate(rows if HALF_PAIR in text.lower() else []):
+            _check_text(f"{path}, row {index + 1}", row)
+        return Rows(rows, source=path.name)
 
 
 def _is_lines(path: Path) -> bool:
@@ -82,6 +88,8 @@ def _parse_lines(path: Path, text: str) -> Rows:
                 f"{path}:{number}: a row must be an object, this is {_kind(row)}",
                 hint='write it as {"column": value}',
             )
+        if HALF_PAIR in line.lower():
+            _check_text(f"{path}:{number}", row)
         rows.append(row)
         places.append(f"{path.name}:{number}")
     return Rows(rows, source=path.name, places=places)
@@ -120,6 +128,17 @@ def _objects(path: Path, rows: list[Any]) -> list[dict[str, Any]]:
                 hint='write it as {"column": value}',
             )
     return rows
+
+
+def _check_text(place: str, row: dict[str, Any]) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell (\\ud83d alone) and no UTF-8 text can hold."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValidationError(
+            f"{place}: half of a surrogate pair (\\u{ord(error.object[error.start]):x})",
+            hint="mend or remove this text",
+        ) from error
 
 
 def _kind(value: Any) -> str:
