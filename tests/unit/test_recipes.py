@@ -147,6 +147,7 @@ def test_recipe_is_described_without_training(recipe: Recipe, tmp_path: Path, mo
     assert arguments["output_dir"] == f"runs/{recipe.name}"
     if recipe.trains == "grpo":
         assert arguments["beta"] == recipe.settings["algo"]["beta"]
+        assert arguments["max_completion_length"] == recipe.settings["evaluation"]["max_new_tokens"]
     assert list(tmp_path.iterdir()) == []
 
 
