@@ -321,6 +321,27 @@ def test_a_report_that_cannot_be_written_is_our_error(tmp_path: Path, monkeypatc
         build_report(run.path)
 
 
+def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", [{"step": s, "loss": 1 / s, "kl": 0.1} for s in (1, 2)])
+    make_run(tmp_path / "b", [{"step": s, "loss": 2 / s} for s in (1, 2, 4)] + [{"step": 4, "eval_reward": 0.5}])
+    path = build_report([tmp_path / "a", tmp_path / "b"])
+    assert path == tmp_path / "comparison.html"
+    outline = check_self_contained(path.read_text(encoding="utf-8"))
+    labels = [a["aria-label"] for tag, a in outline.tags if tag == "svg" and "aria-label" in a]
+    assert labels == [
+        "Loss: a from 1 to 0.5; b from 2 to 0.5",
+        "Reward, held out: b from 0.5 to 0.5",
+        "KL divergence: a from 0.1 to 0.1",
+    ]
+    text = " ".join(" ".join(outline.text).split())
+    assert "a and b" in text
+    assert "Reward, held out – 0.5" in text
+    assert "Steps 2 4" in text
+    assert build_report([tmp_path / "a"]) == tmp_path / "a" / "report.html"
+    with pytest.raises(ValidationError, match="at least one run folder"):
+        build_report([])
+
+
 def stages(run: Path | None = None) -> list[Stage]:
     return [
         Stage("Base", accuracy=Interval(0.12, 0.1, 0.15), mean_reward=0.1),

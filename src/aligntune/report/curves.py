@@ -10,8 +10,8 @@ gives no chart; every logged metric is in the table of numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -109,51 +109,69 @@ class Chart:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A metric to draw: its label, its values, how many were not finite, and whether to mark its points."""
+
+    label: str
+    values: list[Point]
+    lost: int
+    dots: bool
+
+
 def charts(run: RunData) -> list[Chart]:
     """The charts of all panels for which the run has at least one value."""
-    drawn = (_draw(panel, run) for panel in PANELS)
-    return [chart for chart in drawn if chart is not None]
+    found: list[Chart] = []
+    for panel in PANELS:
+        wanted = [*panel.metrics, *_matching(panel.pattern, run.metric_names())]
+        lines = [_line(run, key, label) for key, label in wanted]
+        found += _draw(panel, lines, "in the table of numbers")
+    return found
 
 
-def _draw(panel: Panel, run: RunData) -> Chart | None:
-    wanted = [*panel.metrics, *_matching(panel.pattern, run.metric_names())]
-    found = [(key, label, run.values(key)) for key, label in wanted]
-    found = [(key, label, values) for key, label, values in found if values]
+def side_by_side(runs: Mapping[str, RunData]) -> list[Chart]:
+    """One chart per metric with one line per run, labelled by the mapping's keys."""
+    found: list[Chart] = []
+    for panel in PANELS:
+        names = dict.fromkeys(name for run in runs.values() for name in run.metric_names())
+        for key, label in [*panel.metrics, *_matching(panel.pattern, names)]:
+            single = len(panel.metrics) == 1
+            title = panel.title if single or label == TRAIN else f"{panel.title}, {label}"
+            lines = [_line(run, key, name) for name, run in runs.items()]
+            found += _draw(replace(panel, title=title), lines, "not drawn")
+    return found
+
+
+def _line(run: RunData, key: str, label: str) -> _Line:
+    values = run.values(key)
+    return _Line(label, values, run.not_finite(key), len(values) <= 24 or key.startswith("eval_"))
+
+
+def _draw(panel: Panel, lines: Sequence[_Line], rest: str) -> list[Chart]:
+    """The panel's chart; none where no line has a value."""
+    found = [line for line in lines if line.values]
     if not found:
-        return None
+        return []
     notes = [
-        f"{count} {label} value{'s are' if count > 1 else ' is'} not finite and left out"
-        for key, label, _ in found
-        if (count := run.not_finite(key))
+        f"{line.lost} {line.label} value{'s are' if line.lost > 1 else ' is'} not finite and left out"
+        for line in found
+        if line.lost
     ]
     if len(found) > COLOURS:
-        notes.append(f"{len(found) - COLOURS} more are in the table of numbers")
+        notes.append(f"{len(found) - COLOURS} more are {rest}")
         found = found[:COLOURS]
     series = [
-        Series(
-            label,
-            values,
-            smooth=smooth(values) if panel.smoothed else [],
-            dots=len(values) <= 24 or key.startswith("eval_"),
-        )
-        for key, label, values in found
+        Series(line.label, line.values, smooth(line.values) if panel.smoothed else [], line.dots) for line in found
     ]
     ends = [_ends(one.smooth or one.points) for one in series]
     describe = "; ".join(
-        f"{label} from {panel.text(first)} to {panel.text(last)}"
-        for (_, label, _), (first, last) in zip(found, ends, strict=True)
+        f"{line.label} from {panel.text(first)} to {panel.text(last)}"
+        for line, (first, last) in zip(found, ends, strict=True)
     )
     svg = line_chart(panel.title, series, describe=describe, text=panel.text, y_range=panel.y_range)
-    legend = [(i % COLOURS + 1, label) for i, (_, label, _) in enumerate(found)]
-    return Chart(
-        title=panel.title,
-        meaning=panel.meaning,
-        first=panel.text(ends[0][0]),
-        last=panel.text(ends[0][1]),
-        legend=legend if len(legend) > 1 else [],
-        svg=svg,
-        notes=notes,
-    )
+    legend = [(i + 1, line.label) for i, line in enumerate(found)]
+    first, last = panel.text(ends[0][0]), panel.text(ends[0][1])
+    return [Chart(panel.title, panel.meaning, first, last, legend if len(legend) > 1 else [], svg, notes)]
 
 
 def _matching(pattern: str, keys: Iterable[str]) -> list[tuple[str, str]]:

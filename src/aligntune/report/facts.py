@@ -29,9 +29,9 @@ def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     add("Model", model.get("path"))
     add("Weights (SHA-256)", model.get("weights_sha256"))
-    for i, data in enumerate(manifest.get("datasets") or []):
+    for data in manifest.get("datasets") or []:
         rows = f", {compact(data['rows'])} rows" if isinstance(data.get("rows"), int) else ""
-        add("Training data" if i == 0 else "Further data", f"{data.get('source')}{rows}")
+        add("Data", f"{data.get('source')}{rows}")
         add("Rows (SHA-256)", data.get("content_hash"))
     tokenizer = manifest.get("tokenizer") or {}
     add("Chat template (SHA-256)", tokenizer.get("chat_template_sha256"))

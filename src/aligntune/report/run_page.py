@@ -1,4 +1,4 @@
-"""`report.html` of one run: key numbers, curves, sample answers, configuration, environment.
+"""`report.html` of one run, or a comparison of several: key numbers, curves, answers, configuration, environment.
 
 >>> build_report("out/grpo")
 PosixPath('out/grpo/report.html')
@@ -9,11 +9,13 @@ It reads what the run has written so far, so it also shows a run that still trai
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aligntune.report.curves import charts, first_and_last, table
+from aligntune.errors import ValidationError
+from aligntune.report.curves import charts, first_and_last, side_by_side, table
 from aligntune.report.facts import chips, facts
 from aligntune.report.numbers import compact, percent, seconds, size
 from aligntune.report.page import message_text, write_page
@@ -46,18 +48,29 @@ class BeforeAfter:
     after_step: int | None
 
 
-def build_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the report of the run in `run_dir`; return the file's path.
+def build_report(
+    run_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None
+) -> Path:
+    """Write the report of one run, or of several side by side; return the file's path.
 
     Args:
-        run_dir: a run folder.
-        out: the HTML file; None takes `report.html` in the run folder.
+        run_dir: a run folder, or a list of them.
+        out: the HTML file; None takes `report.html` in the run folder, and `comparison.html` in the folder that
+            holds them all for several runs.
 
     Raises:
-        ValidationError: the folder is no run's, or a line of its metrics is damaged.
+        ValidationError: a folder is no run's, no folder is given, or a line of its metrics is damaged.
         ConfigurationError: the disk is full or writing is not permitted.
     """
-    run = read_run(run_dir)
+    folders = [run_dir] if isinstance(run_dir, (str, os.PathLike)) else list(run_dir)
+    if not folders:
+        raise ValidationError("a report needs at least one run folder", hint="give the output_dir of a run")
+    if len(folders) == 1:
+        return _single(read_run(folders[0]), out)
+    return _several([read_run(folder) for folder in folders], out)
+
+
+def _single(run: RunData, out: str | os.PathLike[str] | None) -> Path:
     packages = run.manifest.get("packages") or {}
     return write_page(
         Path(out) if out is not None else run.path / "report.html",
@@ -76,6 +89,33 @@ def build_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | 
         config_text=run.config_text,
         facts=facts(run.manifest),
         packages=[f"{name} {version}" for name, version in sorted(packages.items())],
+    )
+
+
+def _several(runs: Sequence[RunData], out: str | os.PathLike[str] | None) -> Path:
+    """Runs beside each other: a table of key numbers, and each metric's curves in one chart."""
+    names = [run.name for run in runs]
+    labels = [run.name if names.count(run.name) == 1 else str(run.path) for run in runs]
+    shown = [{tile.label: tile.value for tile in tiles(run)} for run in runs]
+    rows = dict.fromkeys(label for one in shown for label in one)
+    parent = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
+    return write_page(
+        Path(out) if out is not None else parent / "comparison.html",
+        "runs.html.j2",
+        title=" and ".join(labels) if len(labels) == 2 else f"{len(labels)} runs",
+        runs=[
+            {
+                "label": label,
+                "status": run.status,
+                "chips": chips(run.manifest),
+                "facts": facts(run.manifest),
+                "config_text": run.config_text,
+                "numbers": table(run),
+            }
+            for label, run in zip(labels, runs, strict=True)
+        ],
+        rows=[(label, [one.get(label) for one in shown]) for label in rows],
+        charts=side_by_side(dict(zip(labels, runs, strict=True))),
     )
 
 

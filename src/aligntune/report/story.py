@@ -251,8 +251,7 @@ def _chapter(stage: Stage, run: RunData) -> _Chapter:
 _PER_STAGE = {
     "Model",
     "Weights (SHA-256)",
-    "Training data",
-    "Further data",
+    "Data",
     "Rows (SHA-256)",
     "Chat template (SHA-256)",
     "Seed",
