@@ -1,7 +1,8 @@
 """Preference pairs for the quickstart: sample answers from a model, rank them with the reward, keep clear differences.
 
-For each prompt, k answers are sampled at temperature 1; `chosen` is one with the full reward, `rejected` one that the first
-reward (right or wrong) gave 0. A prompt whose answers are all right or all wrong gives no pair. At most one pair a prompt.
+For each prompt, k answers are sampled at temperature 1; `chosen` is one with the full reward, `rejected` one that the
+first reward (right or wrong) gave 0. A prompt whose answers are all right or all wrong gives no pair; no prompt gives
+more than one.
 """
 
 from __future__ import annotations
