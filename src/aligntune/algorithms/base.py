@@ -62,6 +62,10 @@ class AlgorithmParams:
         """Values for the TRL configuration class beyond the common ones (`core.arguments`)."""
         return {}
 
+    def resumable(self, config: Any, step: int) -> bool:
+        """Whether a run that stops after this optimizer step can go on exactly."""
+        return True
+
     def faults(self, config: Any) -> list[tuple[str, str]]:
         """Contradictions between this section and others, as (dotted key, sentence)."""
         return []
@@ -121,9 +125,7 @@ def get_algorithm(name: str) -> type[AlgorithmParams]:
     if name not in ALGORITHMS and (name in TASKS or name == "sft"):
         raise ConfigurationError(
             f"'{name}' is a supervised task, not an RL algorithm",
-            hint="write `task: "
-            + (name if name != "sft" else "instruction_following")
-            + "` in place of `algo:`",
+            hint="write `task: " + (name if name != "sft" else "instruction_following") + "` in place of `algo:`",
         )
     return ALGORITHMS.get(name)
 

@@ -73,6 +73,13 @@ class GRPO(AlgorithmParams):
             "log_completions": False,
         }
 
+    def window(self, config: Any) -> int:
+        """Micro-batches between two generations."""
+        return (self.steps_per_generation or config.train.gradient_accumulation_steps) * self.num_iterations  # type: ignore[no-any-return]
+
+    def resumable(self, config: Any, step: int) -> bool:
+        return step * config.train.gradient_accumulation_steps % self.window(config) == 0  # type: ignore[no-any-return]
+
     def faults(self, config: Any) -> list[tuple[str, str]]:
         found = []
         window = self.steps_per_generation or config.train.gradient_accumulation_steps
@@ -83,14 +90,13 @@ class GRPO(AlgorithmParams):
                     "algo.num_generations",
                     f"{self.num_generations} does not divide the completions of one generation: "
                     f"per_device_batch_size {config.train.per_device_batch_size} x steps per generation {window} = "
-                    f"{rollout}, and {rollout} / {self.num_generations} = {rollout / self.num_generations:.3g} prompts; "
+                    f"{rollout}, and {rollout} / {self.num_generations} = "
+                    f"{rollout / self.num_generations:.3g} prompts; "
                     f"set train.per_device_batch_size to a multiple of {self.num_generations}",
                 )
             )
         if not config.rewards:
-            found.append(
-                ("rewards", "is empty; GRPO needs at least one, for example `rewards: [math_correctness]`")
-            )
+            found.append(("rewards", "is empty; GRPO needs at least one, for example `rewards: [math_correctness]`"))
         elif all(r.weight == 0 for r in config.rewards):
             found.append(("rewards", "have only zero weights, so every advantage would be 0"))
         g = config.generation
@@ -103,15 +109,15 @@ class GRPO(AlgorithmParams):
                     f"generation.max_completion_length {g.max_completion_length} = {longest}",
                 )
             )
-        window_micro = window * self.num_iterations
+        window_micro = self.window(config)
         saves = (config.train.save_steps or 0) * config.train.gradient_accumulation_steps
-        if saves % window_micro:
+        if not self.resumable(config, config.train.save_steps or 0):
             found.append(
                 (
                     "train.save_steps",
-                    f"{config.train.save_steps} falls inside a generation window, where a resume is not exact: save_steps x "
-                    f"gradient_accumulation_steps ({saves}) must be a multiple of steps_per_generation x num_iterations "
-                    f"({window_micro})",
+                    f"{config.train.save_steps} falls inside a generation window, where a resume is not exact: "
+                    f"save_steps x gradient_accumulation_steps ({saves}) must be a multiple of "
+                    f"steps_per_generation x num_iterations ({window_micro})",
                 )
             )
         return found

@@ -104,6 +104,7 @@ BACKENDS: dict[str, BackendInfo] = {
         inert={
             "model.device": "Unsloth chooses the device itself",
             "model.attn_implementation": "Unsloth chooses its own attention kernels",
+            "model.peft.use_dora": "Unsloth trains plain LoRA",
         },
     ),
 }

@@ -252,7 +252,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
 
 
 __all__ = [
-    "AlignTuneError", "BackendConfig", "BackendFactory", "BackendType", "EnvironmentError", "RLAlgorithm", "TrainingType",
-    "create_rl_trainer", "create_sft_trainer", "create_trainer", "describe", "get_backend_status", "list_algorithms",
+    "AlignTuneError", "BackendConfig", "BackendFactory", "BackendType", "EnvironmentError", "RLAlgorithm",
+    "TrainingType", "create_rl_trainer", "create_sft_trainer", "create_trainer", "describe", "get_backend_status", "list_algorithms",
     "list_backends", "list_rewards", "validate_backend_selection",
 ]  # fmt: skip

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class StopRequest:
-    """Set by Ctrl-C or SIGTERM; the trainer stops at the end of the step. A second Ctrl-C stops at once."""
+    """Set by Ctrl-C or SIGTERM; the trainer stops after the first step that a run can go on from. A second one stops at
+    once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -105,7 +106,7 @@ def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> An
             every = trainer.config.evaluation.every
             if every and state.global_step % every == 0 and state.global_step < state.max_steps:
                 trainer.evaluate_now(state.global_step)
-            if stop:
+            if stop and trainer.config.algorithm.resumable(trainer.config, state.global_step):
                 control.should_save = True
                 control.should_training_stop = True
             return control

@@ -103,7 +103,7 @@ def reference_of(trainer: Trainer) -> Iterator[Any]:
             with model.disable_adapter():
                 yield model
     else:
-        yield trainer.backend.load_model(trainer.config).model.to(model.device).eval()
+        yield trainer.backend.load_model(trainer.starting_config).model.to(model.device).eval()
 
 
 def _reward(trainer: Trainer, rows: Any) -> dict[str, float]:

@@ -44,8 +44,8 @@ class _BlockedLoader:
 
     def exec_module(self, module: types.ModuleType) -> None:
         raise ImportError(
-            f"'{self.name}' must not be imported in a run with `backend: trl`: it would replace the code that is training. "
-            "Use it in another process, or set `backend: unsloth`."
+            f"'{self.name}' must not be imported in a run with `backend: trl`: it would replace the code that is "
+            "training. Use it in another process, or set `backend: unsloth`."
         )
 
 
@@ -64,6 +64,13 @@ class _Guard:
 def imported(packages: Sequence[str] = FOREIGN) -> list[str]:
     """Which of these packages this process has imported."""
     return [p for p in packages if p in sys.modules]
+
+
+def no_telemetry() -> None:
+    """Switch off the usage ping that TRL sends when a trainer is made (through huggingface_hub)."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if constants := sys.modules.get("huggingface_hub.constants"):  # read the environment before we wrote to it
+        constants.HF_HUB_DISABLE_TELEMETRY = True  # type: ignore[attr-defined]
 
 
 def enter_trl() -> None:

@@ -1,7 +1,7 @@
 """`isolation: process`: a run in a fresh interpreter, with its methods called from here.
 
-The worker gets a clean copy of the environment and one JSON line for each call, and answers with one; its standard output
-is kept for that, everything it prints goes to standard error. So one notebook can run both backends.
+The worker gets a clean copy of the environment and one JSON line for each call, and answers with one; its standard
+output is kept for that, everything it prints goes to standard error. So one notebook can run both backends.
 
 >>> trainer = ProcessTrainer(config)
 >>> trainer.train()["final_loss"]
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,18 @@ class ProcessTrainer:
         """See `Trainer.save_model`."""
         return Path(self._call("save_model", path=str(path) if path else None))
 
+    def load_model(self, path: str | Path) -> None:
+        """See `Trainer.load_model`."""
+        self._call("load_model", path=str(path))
+
+    def save_checkpoint(self) -> str:
+        """See `Trainer.save_checkpoint`."""
+        return str(self._call("save_checkpoint"))
+
+    def load_checkpoint(self, path: str) -> None:
+        """See `Trainer.load_checkpoint`."""
+        self._call("load_checkpoint", path=path)
+
     @property
     def model(self) -> NoReturn:
         """Raises: the model lives in the worker."""
@@ -91,20 +104,24 @@ class ProcessTrainer:
                 stdout=subprocess.PIPE,
                 text=True,
                 env=env,
+                start_new_session=True,  # Ctrl-C reaches the worker through `_answer` only, once
             )
             self._send({"config": {**effective(self.config), "isolation": "auto"}})
         return self._worker
 
     def _send(self, message: dict[str, Any]) -> None:
-        assert self._worker is not None and self._worker.stdin is not None  # opened as a pipe in _start
+        assert self._worker is not None  # made in _start
+        assert self._worker.stdin is not None  # opened as a pipe there
         self._worker.stdin.write(json.dumps(message) + "\n")
         self._worker.stdin.flush()
 
     def _call(self, method: str, **arguments: Any) -> Any:
         worker = self._start()
-        assert worker.stdout is not None  # opened as a pipe in _start
-        self._send({"method": method, "arguments": arguments})
-        line = worker.stdout.readline()
+        try:
+            self._send({"method": method, "arguments": arguments})
+            line = self._answer(worker)
+        except BrokenPipeError:
+            line = ""
         if not line:
             raise errors.TrainingError(
                 f"the worker process ended with code {worker.wait()} during {method}()",
@@ -120,6 +137,20 @@ class ProcessTrainer:
             raise KeyboardInterrupt
         kind = getattr(errors, error["type"], errors.TrainingError)
         raise kind(error["message"], hint=error["hint"])
+
+    @staticmethod
+    def _answer(worker: subprocess.Popen[str]) -> str:
+        """The worker's line. Ctrl-C asks it to stop and waits for what it says; a second one kills it."""
+        assert worker.stdout is not None  # opened as a pipe in _start
+        try:
+            return worker.stdout.readline()
+        except KeyboardInterrupt:
+            worker.send_signal(signal.SIGINT)
+        try:
+            return worker.stdout.readline()
+        except KeyboardInterrupt:
+            worker.kill()
+            raise
 
 
 def _serve() -> None:

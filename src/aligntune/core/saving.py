@@ -1,7 +1,9 @@
-"""Writing a trained model: weights as safetensors, tokenizer with its template, and a model card."""
+"""Writing a trained model (weights as safetensors, tokenizer with its template, model card), and finding checkpoints."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +52,8 @@ def model_card(trainer: Trainer) -> str:
         "",
         f"# {config.logging.run_name or Path(config.output_dir).name}",
         "",
-        f"`{base}` trained with {config.algorithm.key} on {sources} (AlignTune {__version__}, backend {config.backend}, "
-        f"{trainer.state.step} steps, seed {config.train.seed}).",
+        f"`{base}` trained with {config.algorithm.key} on {sources} (AlignTune {__version__}, backend "
+        f"{config.backend}, {trainer.state.step} steps, seed {config.train.seed}).",
         "",
         "`config.resolved.yaml` repeats the run; `manifest.json` names the versions, data hashes and hardware.",
     ]
@@ -59,3 +61,38 @@ def model_card(trainer: Trainer) -> str:
         lines += ["", "| held-out measure | value |", "|---|---|"]
         lines += [f"| {name.removeprefix('eval_')} | {value:.4g} |" for name, value in measured.items()]
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder to resume from, and the optimizer step that it holds."""
+
+    path: str
+    step: int
+
+
+def find_checkpoint(output_dir: str, wanted: str) -> Checkpoint:
+    """The checkpoint `wanted`: "latest" takes the one of the highest step in `output_dir`, else it is a path.
+
+    Raises:
+        ConfigurationError: there is none, or the path is none.
+    """
+    folder = Path(output_dir).expanduser()
+    candidates = folder.glob("checkpoint-*") if wanted == "latest" else [Path(wanted).expanduser()]
+    found = [Checkpoint(str(p.absolute()), step) for p in candidates if (step := _step(p)) is not None]
+    if not found:
+        raise ConfigurationError(
+            f"there is no checkpoint to resume from in {folder}"
+            if wanted == "latest"
+            else f"{wanted} is no checkpoint",
+            hint="start without --resume; set train.save_steps to write checkpoints",
+        )
+    return max(found, key=lambda c: c.step)
+
+
+def _step(folder: Path) -> int | None:
+    """The step of a checkpoint; None where its state was not written whole (the library writes it last)."""
+    try:
+        return int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+    except (FileNotFoundError, NotADirectoryError, KeyError, json.JSONDecodeError):
+        return None

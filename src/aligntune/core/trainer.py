@@ -10,6 +10,7 @@ model, the rewards. What an algorithm adds is its row of `algorithms/`, what a b
 from __future__ import annotations
 
 import importlib
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,13 @@ from aligntune.algorithms.base import Schema
 from aligntune.core.arguments import trainer_arguments
 from aligntune.core.backend import Backend, get_backend
 from aligntune.core.callbacks import Progress, StopRequest, make_callback, numbers, quiet
+from aligntune.core.checks import check_packages, check_reference, check_values
 from aligntune.core.config.io import effective
 from aligntune.core.config.root import RunConfig
 from aligntune.core.config.sections import DatasetConfig
 from aligntune.core.evaluation import evaluate_model, improves, sample_answers
+from aligntune.core.isolation import no_telemetry
+from aligntune.core.saving import Checkpoint, find_checkpoint
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.errors import ConfigurationError, TrainingError
 from aligntune.utils.logging import get_logger, quiet_libraries
@@ -64,6 +68,7 @@ class Trainer:
         self._hf: Any = None
         self._run: Any = None
         self._resume: str | None = None
+        self._start = config
 
     # ---- what is loaded ------------------------------------------------------------------------------------
 
@@ -75,8 +80,14 @@ class Trainer:
             self._tell(self._loaded.notes)
         return self._loaded
 
+    @property
+    def starting_config(self) -> RunConfig:
+        """The configuration that names the starting model, which is the reference of preference data."""
+        return self._start
+
     def _ready(self) -> None:
         """Prepare the process for the backend, and only then import the libraries that it may replace parts of."""
+        no_telemetry()
         self.backend.prepare(self.config)
         for library in ("transformers", "datasets"):  # loaded here, so that `quiet_libraries` finds their bars
             importlib.import_module(library)
@@ -84,7 +95,12 @@ class Trainer:
     @property
     def model(self) -> Any:
         """The model, loaded on first use; the trained one after `train()`."""
-        return self._load().model
+        model = self._load().model
+        if self._hf is None and self.config.model.quantization is None:
+            from aligntune.utils.device import DeviceManager
+
+            model.to(DeviceManager(self.config.model.device).device)
+        return model
 
     @property
     def tokenizer(self) -> Any:
@@ -121,6 +137,7 @@ class Trainer:
                 self.tokenizer,
                 max_length=self.config.model.max_seq_length,
                 max_prompt_length=generation.max_prompt_length if generation and schema is Schema.PROMPT else None,
+                loss_on=getattr(self.config.algorithm, "train_on", None),
             )
         self._tell([f"{label}: {note}" for note in fitted.notes])
         return fitted
@@ -160,7 +177,8 @@ class Trainer:
         """
         from aligntune.utils.run_folder import RunFolder
 
-        resume = resume or self._resume
+        resume, self._start = resume or self._resume, self.config
+        check_packages(self.config)
         RunFolder.check(self.config.output_dir, resume=resume is not None)
         checkpoint = self._find_checkpoint(resume)
         self._train_rows()
@@ -171,7 +189,7 @@ class Trainer:
         with self._closing_run():
             self._write_header()
             if checkpoint:
-                self._run.rewind(int(checkpoint.rpartition("-")[2]))
+                self._run.rewind(checkpoint.step)
             with quiet_libraries():
                 return self._fit(checkpoint)
 
@@ -194,23 +212,26 @@ class Trainer:
             self._run.mark_failed(error)
             raise
 
-    def _fit(self, checkpoint: str | None) -> TrainResult:
+    def _fit(self, checkpoint: Checkpoint | None) -> TrainResult:
         stop = StopRequest()
         progress = Progress(f"{self.config.algorithm.key} on {self.config.backend}")
         started = time.monotonic()
         with stop.listening():
             self._hf = self._build(stop, progress)
             try:
-                output = self._hf.train(resume_from_checkpoint=checkpoint)
+                output = self._hf.train(resume_from_checkpoint=checkpoint.path if checkpoint else None)
             finally:
                 progress.close()
         if stop:
             raise KeyboardInterrupt
         seconds = time.monotonic() - started
-        loss = float(output.training_loss)
-        if loss != loss:  # NaN
+        # The library divides the loss of the steps since the resume by the number of all steps.
+        done = self.state.step - (checkpoint.step if checkpoint else 0)
+        loss = float(output.training_loss) * self.state.step / max(done, 1)
+        if not math.isfinite(loss):
             raise TrainingError(
-                "the training loss is not a number", hint="lower train.learning_rate; see metrics.jsonl"
+                f"the training loss is not a finite number ({loss})",
+                hint="lower train.learning_rate; metrics.jsonl shows where it began",
             )
         held_out = self.evaluate_now(self.state.step) if self._eval_data is not None else {}
         path = self.save_model()
@@ -244,8 +265,8 @@ class Trainer:
 
             kwargs["reward_funcs"] = [TRLReward(self.rewards, recorder=self._record_rollouts)]
         hf = self.backend.trainer_class(params)(**kwargs)
-        _check_values(hf.args, values)
-        _check_reference(hf)
+        check_values(hf.args, values)
+        check_reference(hf)
         quiet(hf)
         return hf
 
@@ -262,24 +283,12 @@ class Trainer:
         )
         return {**values, **self.backend.arguments(self.config)}
 
-    def _find_checkpoint(self, resume: str | None) -> str | None:
+    def _find_checkpoint(self, resume: str | None) -> Checkpoint | None:
         if resume is None:
             return None
-        folder = Path(self.config.output_dir).expanduser()
-        if resume != "latest":
-            found = [Path(resume)]
-        else:
-            found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-        whole = [p for p in found if (p / "trainer_state.json").is_file()]
-        if not whole:
-            raise ConfigurationError(
-                f"there is no checkpoint to resume from in {folder}"
-                if resume == "latest"
-                else f"{resume} is no checkpoint",
-                hint="start without --resume; set train.save_steps to write checkpoints",
-            )
-        self._tell([f"resuming from {whole[-1]}"])
-        return str(whole[-1].absolute())
+        found = find_checkpoint(self.config.output_dir, resume)
+        self._tell([f"resuming from {found.path} (step {found.step})"])
+        return found
 
     # ---- what is written while it trains ------------------------------------------------------------------
 
@@ -329,7 +338,7 @@ class Trainer:
 
         rows = [
             {
-                "step": step,
+                "step": step + 1,  # the step that learns from them, so that a resume knows what to keep
                 "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
                 "completion": completion_text(completion),
                 "reward": scores.total[i],
@@ -418,7 +427,10 @@ class Trainer:
         return save(self, Path(path or self.config.output_dir).expanduser())
 
     def load_model(self, path: str | Path) -> None:
-        """Take the weights from another folder, in place of `model.name_or_path`."""
+        """Take the weights from another folder, in place of `model.name_or_path`.
+
+        `evaluate()` of preference data still measures against the starting model, until `train()` starts from here.
+        """
         self.config = replace(self.config, model=replace(self.config.model, name_or_path=str(path)))
         self._loaded, self._hf = None, None
 
@@ -437,45 +449,3 @@ class Trainer:
     def load_checkpoint(self, path: str) -> None:
         """Make the next `train()` go on from this checkpoint ("latest" or a path)."""
         self._resume = path
-
-
-def _check_values(args: Any, values: dict[str, Any]) -> None:
-    """Refuse to train where the library has changed a value that we sent.
-
-    Raises:
-        TrainingError: names each value with what was sent and what stands there now.
-    """
-    changed = []
-    for key, sent in values.items():
-        now: Any = getattr(args, key, None)
-        now = getattr(now, "value", now)
-        same = now == sent or (key == "report_to" and list(now or []) in ([], [sent], sent)) or (sent is None)
-        if not same and key not in ("save_steps", "gradient_checkpointing_kwargs"):
-            changed.append(f"{key}: {sent!r} became {now!r}")
-    if changed:
-        raise TrainingError(
-            "the training library changed settings: " + "; ".join(changed),
-            hint="set these keys to the values that it uses, or choose the other backend",
-            context={"changed": changed},
-        )
-
-
-def _check_reference(hf: Any) -> None:
-    """Refuse to train against a reference model that differs from the starting model (TRL reloads it by name).
-
-    Raises:
-        TrainingError: names the first weight that differs.
-    """
-    reference = getattr(hf, "ref_model", None)
-    if reference is None:
-        return
-    import torch
-
-    start = dict(hf.accelerator.unwrap_model(hf.model).named_parameters())
-    for name, weight in hf.accelerator.unwrap_model(reference).named_parameters():
-        mine = start.get(name)
-        if mine is None or mine.shape != weight.shape or not torch.equal(mine.to(weight.dtype), weight.to(mine.device)):
-            raise TrainingError(
-                f"the reference model differs from the starting model in {name}",
-                hint="train from a folder or hub revision that holds exactly these weights",
-            )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from aligntune.algorithms.base import Schema, task
 from aligntune.algorithms.sft.supervised import Supervised
 
@@ -9,3 +11,5 @@ from aligntune.algorithms.sft.supervised import Supervised
 @task("text_generation", data=Schema.TEXT)
 class TextGeneration(Supervised):
     """Cross-entropy on all tokens."""
+
+    inert: ClassVar[dict[str, str]] = {"logging.samples": "plain text has no prompts to answer"}

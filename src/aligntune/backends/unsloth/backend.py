@@ -1,7 +1,7 @@
 """The Unsloth backend: Unsloth's model loading, and the same trainer definitions, which its import rebinds.
 
-Unsloth must be imported before TRL, Transformers and PEFT, in a process of its own. Without a GPU its CPU backend trains
-for real (2026.10.9). Every value is passed explicitly, because its defaults differ (4 bit loading is on by default,
+Unsloth must be imported before TRL, Transformers and PEFT, in a process of its own. Without a GPU its CPU backend
+trains for real (2026.10.9). Every value is passed explicitly, because its defaults differ (4 bit loading is on by default,
 seeds are 3407).
 """
 
@@ -31,37 +31,45 @@ class UnslothBackend:
         Raises:
             EnvironmentError: TRL, Transformers or PEFT came first, or Unsloth finds no usable device.
         """
-        if "unsloth" in sys.modules:
-            return
+        first = "unsloth" not in sys.modules
         enter_unsloth()
+        if first:
+            self._import()
+        if on_cpu():
+            _refuse_on_cpu(config)
+
+    def _import(self) -> None:
         os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
         os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
         os.environ.setdefault(
             "UNSLOTH_COMPILE_LOCATION", os.path.join(tempfile.mkdtemp(prefix="aligntune-unsloth-"), "cache")
         )
         try:
-            with contextlib.redirect_stdout(
-                sys.stderr
-            ):  # it prints a banner; standard output is the command's own
+            with contextlib.redirect_stdout(sys.stderr):  # it prints a banner; standard output is the command's own
                 import_attribute("unsloth:FastLanguageModel")
         except (ImportError, NotImplementedError) as e:
             raise EnvironmentError(
                 f"Unsloth cannot be used on this machine: {e}",
                 hint="install the tested versions (constraints.txt), or set `backend: trl`",
             ) from e
-        if on_cpu():
-            _refuse_on_cpu(config)
 
     def load_model(self, config: RunConfig) -> Any:
         """Through `FastLanguageModel`; adapters before the trainer, with the run's seed."""
         import torch
 
         from aligntune.utils.device import DeviceManager
-        from aligntune.utils.model_loader import Loaded
+        from aligntune.utils.model_loader import Loaded, ModelLoader
         from aligntune.utils.tokenizer import prepare_tokenizer
 
         fast = import_attribute("unsloth:FastLanguageModel")
         m, peft = config.model, config.model.peft
+        loader = ModelLoader(m, training=True, seed=config.train.seed)
+        loader.model_kwargs()  # refuses quantisation that this machine cannot do
+        if loader.source.adapter is not None:
+            raise ConfigurationError(
+                f"{m.name_or_path} is a LoRA adapter, which the Unsloth backend cannot go on training",
+                hint="merge it into its base model first, or set `backend: trl`",
+            )
         precision = DeviceManager("auto").precision(m.precision)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         with contextlib.redirect_stdout(sys.stderr):
@@ -93,7 +101,7 @@ class UnslothBackend:
         notes = prepare_tokenizer(tokenizer, m, training=True)
         for settings in (model.config, model.generation_config):
             settings.pad_token_id = tokenizer.pad_token_id
-        return Loaded(model=model, tokenizer=tokenizer, path=m.name_or_path, notes=notes)
+        return Loaded(model=model, tokenizer=tokenizer, path=loader.source.path, notes=notes)
 
     def trainer_class(self, params: AlgorithmParams) -> type:
         found: type = import_attribute(params.trainer)
@@ -121,7 +129,6 @@ def _refuse_on_cpu(config: RunConfig) -> None:
     refused = {
         "task.packing": getattr(config.algorithm, "packing", False),
         "train.optimizer": "8bit" in config.train.optimizer,
-        "model.peft.use_dora": config.model.peft is not None and config.model.peft.use_dora,
     }
     for key, hit in refused.items():
         if hit:

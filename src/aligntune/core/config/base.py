@@ -21,6 +21,7 @@ import textwrap
 from collections.abc import Iterator
 from enum import Enum
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field
@@ -67,7 +68,7 @@ def field_docs(cls: type) -> dict[str, str]:
         except (OSError, TypeError):
             continue
         body = tree.body[0].body if tree.body and isinstance(tree.body[0], ast.ClassDef) else []
-        for node, after in zip(body, body[1:], strict=False):
+        for node, after in pairwise(body):
             if (
                 isinstance(node, ast.AnnAssign)
                 and isinstance(node.target, ast.Name)

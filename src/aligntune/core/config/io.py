@@ -281,7 +281,8 @@ def build_config(source: Mapping[str, Any], where: str = "") -> RLConfig | SFTCo
             [
                 (
                     "",
-                    f"has {both}{extra}; give `algo` for preference or policy optimisation, `task` for supervised tuning",
+                    f"has {both}{extra}; give `algo` for preference or policy optimisation, `task` for supervised "
+                    "tuning",
                 )
             ],
             where,
@@ -380,6 +381,7 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
     keys = {**config.algorithm.inert, **BACKENDS[config.backend].inert}
     if config.evaluation.dataset is None:
         keys["evaluation.every"] = "there is no `evaluation.dataset` to evaluate on"
+        keys["logging.samples"] = "there is no `evaluation.dataset` whose prompts could be answered"
     if len(config.sources) == 1:
         prefix = "dataset" if config.kind == "sft" else "datasets.0"
         keys[f"{prefix}.weight"] = "there is only one data set"
