@@ -12,7 +12,6 @@ and all faults come in one message. A setting that the task's kind does not read
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from annotated_types import Ge, MinLen
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from aligntune.core.config.base import section
-from aligntune.core.config.io import apply_overrides, parse_section, read_yaml
+from aligntune.core.config.io import apply_overrides, changed_keys, parse_section, read_yaml
 from aligntune.core.config.sections import Dataset, ModelConfig, OpenFraction, Reward
 from aligntune.errors import ConfigurationError
 from aligntune.eval.registry import EvalRegistry
@@ -137,8 +136,8 @@ def _task_faults(task: EvalTask) -> list[tuple[str, str]]:
     except ConfigurationError as e:
         return [*faults, ("kind", f"{e.message}; {e.hint}")]
     common = {"name", "kind", "dataset", "max_samples", "batch_size"}
-    for field in dataclasses.fields(task):
-        default = field.default_factory() if callable(field.default_factory) else field.default
-        if field.name not in common | kind.options and getattr(task, field.name) != default:
-            faults.append((field.name, f"has no effect in the kind {task.kind}; remove it"))
+    changed = {path.split(".")[0] for path in changed_keys(task)}
+    faults += [
+        (key, f"has no effect in the kind {task.kind}; remove it") for key in sorted(changed - common - kind.options)
+    ]
     return [*faults, *kind.faults(task)]
