@@ -112,3 +112,21 @@ def _read(handle: int) -> bytes:
         return os.read(handle, 4096)
     except OSError:  # Linux ends a pseudo-terminal whose other side is closed with EIO
         return b""
+
+
+def test_eval_prints_values_with_intervals_and_keeps_the_items(cli: Any, place: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(place)
+    (place / "texts.jsonl").write_text("".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(20)))
+    model = yaml.safe_load((place / "run.yaml").read_text())["model"]["name_or_path"]
+    line = ["eval", "--model", model, "--kind", "perplexity", "--dataset", "texts.jsonl"]
+    ran = cli(*line, "--output-dir", "scores", "--json")
+    assert ran.code == 0, ran.err
+    metrics_of = ran.json["tasks"]["perplexity"]["metrics"]
+    assert 150 < metrics_of["perplexity"]["value"] < 400  # untrained, over 259 tokens
+    assert metrics_of["perplexity"]["low"] < metrics_of["perplexity"]["value"] < metrics_of["perplexity"]["high"]
+    assert len((place / "scores/items/perplexity.jsonl").read_text().splitlines()) == 20
+    text = cli(*line).out
+    assert "perplexity  perplexity: " in text
+    again = cli(*line, "--output-dir", "scores")
+    assert again.code == 2
+    assert "holds a finished run" in again.err

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from aligntune import errors
+from aligntune.cli import eval as eval_command
 from aligntune.cli import info, train
 from aligntune.cli.console import Settings, split_arguments, table
 from aligntune.core.config import build_config
@@ -250,6 +251,51 @@ def test_a_stopped_run_says_how_to_go_on(cli: Any, folder: Path, monkeypatch: py
     ran = cli("train", "sft.yaml")
     assert ran.code == 130
     assert "out/checkpoint-5" in ran.err
+
+
+# ---- eval --------------------------------------------------------------------------------------------------------
+
+EVAL = {
+    "model": {"name_or_path": "m"},
+    "tasks": [
+        {"name": "a", "kind": "perplexity", "dataset": "d.jsonl"},
+        {"name": "b", "kind": "exact_match", "dataset": "d.jsonl"},
+    ],
+}
+
+
+def test_eval_from_flags_is_the_file_with_one_task(folder: Path) -> None:
+    (folder / "eval.yaml").write_text(yaml.safe_dump({**EVAL, "tasks": EVAL["tasks"][1:], "seed": 7}))
+    overrides = ["tasks.0.name=b", "tasks.0.temperature=0.5"]
+    flags = {"model": "m", "kind": "exact_match", "dataset": "d.jsonl", "seed": 7, "max_new_tokens": 9}
+    by_flags = eval_command.build(None, overrides, flags, None)
+    by_file = eval_command.build("eval.yaml", [*overrides, "tasks.0.max_new_tokens=9"], {}, None)
+    assert by_flags == by_file
+    assert by_file.tasks[0].temperature == 0.5
+
+
+def test_eval_chooses_tasks_and_model(folder: Path) -> None:
+    (folder / "eval.yaml").write_text(yaml.safe_dump(EVAL))
+    config = eval_command.build("eval.yaml", [], {"model": "other"}, ["b"])
+    assert [t.name for t in config.tasks] == ["b"]
+    assert config.model.name_or_path == "other"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["eval"], ["--model, --kind, --dataset missing"]),
+        (["eval", "--model", "m", "--kind", "perplexity"], ["--dataset missing"]),
+        (["eval", "eval.yaml", "--tasks", "c"], ["no task 'c'", "a, b"]),
+        (["eval", "eval.yaml", "--max-samples", "3"], ["--max-samples", "tasks.0.max_samples=..."]),
+        (["eval", "eval.yaml", "tasks.0.kind=perplexty"], ["tasks.0.kind", "did you mean 'perplexity'?"]),
+    ],
+)
+def test_eval_faults_on_the_line(cli: Any, folder: Path, line: list[str], words: list[str]) -> None:
+    (folder / "eval.yaml").write_text(yaml.safe_dump(EVAL))
+    ran = cli(*line)
+    assert (ran.code, ran.out) == (2, "")
+    assert all(word in ran.err for word in words), ran.err
 
 
 # ---- the other commands ------------------------------------------------------------------------------------------

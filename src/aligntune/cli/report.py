@@ -1,4 +1,4 @@
-"""`aligntune report`: draw the HTML report of one or more run folders."""
+"""`aligntune report`: draw the HTML report of a run folder."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from aligntune.cli.console import Output, Settings, shared
 
 
 @click.command(short_help="Draw the HTML report of a run.")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("run")
+@click.option("--out", metavar="FILE", help="Where to write it; report.html in the run folder if left out.")
 @shared
-def command(settings: Settings, runs: tuple[str, ...]) -> Output:
-    """Draw the HTML report of the run folder RUN: its curves, settings, samples and notes, in one file.
-
-    Several folders give one report that shows them together.
-    """
+def command(settings: Settings, run: str, out: str | None) -> Output:
+    """Draw the HTML report of the run folder RUN: its curves, settings, samples and notes, in one file."""
     from aligntune.report import build_report
 
-    path = build_report(runs[0] if len(runs) == 1 else list(runs))
+    path = build_report(run, out)
     return Output({"report": str(path)}, str(path))
