@@ -385,3 +385,21 @@ def test_no_colour_without_a_terminal_or_with_no_color(monkeypatch: pytest.Monke
     assert Settings().color is True
     monkeypatch.setenv("NO_COLOR", "1")
     assert Settings().color is False
+
+
+def test_quickstart_takes_a_free_folder(cli: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aligntune.quickstart import story
+
+    def told(out: str, *, fast: bool, seed: int) -> tuple[dict[str, Any], str]:
+        Path(out).mkdir(parents=True)
+        return {"out": out, "fast": fast, "seed": seed}, f"report in {out}"
+
+    monkeypatch.setattr(story, "run_quickstart", told)
+    assert cli("quickstart").out == "report in runs/quickstart\n"
+    assert cli("quickstart", "--fast", "--seed", "2", "--json").json == {
+        "out": "runs/quickstart-2",
+        "fast": True,
+        "seed": 2,
+    }
+    assert cli("quickstart", "--out", "mine").out == "report in mine\n"
+    assert cli("quickstart", "--seed", "-1").code == 2
