@@ -31,9 +31,11 @@ from aligntune.core.isolation import no_telemetry
 from aligntune.core.saving import Checkpoint, find_checkpoint
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.errors import ConfigurationError, TrainingError
+from aligntune.registry import import_attribute
 from aligntune.utils.logging import get_logger, quiet_libraries
 
 log = get_logger(__name__)
+REPORT = "aligntune.report:build_report"  # a lazy name, because the report stands in a higher layer
 
 
 class Trainer:
@@ -360,9 +362,7 @@ class Trainer:
         return values
 
     def _write_report(self) -> None:
-        from aligntune.report import build_report
-
-        build_report(self._run.path)
+        import_attribute(REPORT)(self._run.path)
 
     @property
     def resume_hint(self) -> str:

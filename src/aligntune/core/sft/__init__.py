@@ -9,6 +9,9 @@ from aligntune.algorithms.base import task_names
 from aligntune.core.config.root import SFTConfig
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.core.trainer import Trainer
+from aligntune.registry import import_attribute
+
+CREATE = "aligntune.core.backend_factory:create_trainer"  # a lazy name, because the factory stands in a higher layer
 
 TaskType = StrEnum("TaskType", {name.upper(): name for name in task_names()})  # type: ignore[misc]
 TaskType.__doc__ = "The supervised tasks, derived from `aligntune/algorithms/sft/`."
@@ -31,9 +34,7 @@ class SFTTrainerFactory:
             ConfigurationError: the configuration is not a supervised one.
             EnvironmentError: the backend is not installed.
         """
-        from aligntune.core.backend_factory import create_trainer
-
-        return create_trainer(config, expect="sft")
+        return import_attribute(CREATE)(config, expect="sft")
 
 
 __all__ = ["SFTConfig", "SFTTrainerBase", "SFTTrainerFactory", "TaskType", "TrainResult", "TrainingState"]
