@@ -194,11 +194,21 @@ def test_rl_evaluator_chooses_by_the_rows(tiny):
     evaluator = RLEvaluator(model, tokenizer, rewards=rewards, reference=model, max_new_tokens=3)
     assert set(evaluator.evaluate(QUESTIONS)) == {"reward", "rewards/length", "tokens", "finished"}
     assert evaluator.evaluate(PAIRS)["preference_accuracy"] == 0.5
-    assert set(BaseEvaluator(model, tokenizer).evaluate(TEXTS)) == {"perplexity", "nll"}
+    assert set(BaseEvaluator(model, tokenizer).evaluate(TEXTS)) == {"perplexity", "nll", "cut"}
     with pytest.raises(ValidationError, match="needs rewards"):
         RLEvaluator(model, tokenizer).evaluate(QUESTIONS)
     with pytest.raises(ValidationError, match="no rows"):
         evaluator.evaluate([])
+
+
+def test_cut_rows_and_lost_answers_are_counted(tiny):
+    evaluator = BaseEvaluator(*tiny)
+    text = evaluator.run("perplexity", TEXTS, EvalSettings(max_length=6))
+    assert (text.metrics["cut"].value, text.items[0]["tokens"], text.items[1]["tokens"]) == (0.5, 5, 4)
+    pairs = evaluator.run("preference", PAIRS, EvalSettings(max_length=3))
+    assert pairs.headline.value == pytest.approx(pairs.items[0]["scores"]["logprob_accuracy"])
+    assert (pairs.headline.n, pairs.headline.missing) == (1, 1)
+    assert pairs.notes[0].endswith("an answer has no token left within max_length or the model's context")
 
 
 def _result(scores, *, metric="accuracy", weight=None, tokens=None):

@@ -156,8 +156,7 @@ def score(
     model: Any, tokenizer: Any, rows: Sequence[Encoded], batch_size: int = 8, *, max_length: int | None = None
 ) -> list[tuple[float, int]]:
     """(nll_sum, tokens) of encoded rows, batched by length, longest first."""
-    limits = [limit for limit in (max_length, context_length(model)) if limit is not None]
-    limit = min(limits, default=None)
+    limit = length_limit(model, max_length)
     cut = [row.cut(limit) for row in rows]
     shortened = sum(len(a.ids) < len(b.ids) for a, b in zip(cut, rows, strict=True))
     if shortened:
@@ -172,6 +171,11 @@ def score(
             for i, result in zip(batch, _score_batch(model, [cut[i] for i in batch], pad), strict=True):
                 results[i] = result
     return results
+
+
+def length_limit(model: Any, max_length: int | None = None) -> int | None:
+    """Tokens after which a row is cut: `max_length` or the model's context, the smaller; None for no limit."""
+    return min((limit for limit in (max_length, context_length(model)) if limit is not None), default=None)
 
 
 def _score_batch(model: Any, rows: list[Encoded], pad: int) -> list[tuple[float, int]]:

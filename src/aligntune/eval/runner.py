@@ -24,7 +24,7 @@ from aligntune.eval.evaluators import BaseEvaluator
 from aligntune.eval.registry import EvalRegistry
 from aligntune.eval.result import EvalResult, TaskResult, write_items
 from aligntune.eval.tasks.base import EvalKind
-from aligntune.utils.logging import get_logger
+from aligntune.utils.logging import get_logger, quiet_libraries
 from aligntune.utils.run_folder import RunFolder
 
 log = get_logger(__name__)
@@ -128,9 +128,12 @@ class EvalRunner:
         return loaded.path, list(loaded.notes)
 
     def _loader(self, config: ModelConfig) -> Any:
+        import transformers  # noqa: F401 - loaded, so that its progress bars can be held back
+
         from aligntune.utils.model_loader import ModelLoader
 
-        return ModelLoader(config, training=False, seed=self.config.seed).load()
+        with quiet_libraries():
+            return ModelLoader(config, training=False, seed=self.config.seed).load()
 
     def _reference(self, task: EvalTask) -> Any:
         path = task.reference_model

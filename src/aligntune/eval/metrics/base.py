@@ -85,7 +85,7 @@ class Metric(ABC):
     weight: ClassVar[str | None] = None
     paired: ClassVar[bool] = True
     """Whether the mean of the scores is the metric, so that two models can be compared item by item."""
-    why_missing: ClassVar[str] = "the item has no score"
+    why_missing: str = "the item has no score"
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or self.name

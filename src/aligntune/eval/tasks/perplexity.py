@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
-from aligntune.eval.likelihood import completion_nll
-from aligntune.eval.metrics.base import Metric
+from aligntune.eval.likelihood import encode_row, length_limit, score
+from aligntune.eval.metrics.base import MeanMetric, Metric
 from aligntune.eval.metrics.likelihood import NLLMetric, PerplexityMetric
 from aligntune.eval.tasks.base import EvalKind, Row, Subject
 
@@ -18,7 +18,7 @@ SCHEMAS = {"text": Schema.TEXT, "completion": Schema.PROMPT_COMPLETION, "assista
 
 
 class Perplexity(EvalKind):
-    """`perplexity` and `nll` per token, token-weighted."""
+    """`perplexity` and `nll` per token, token-weighted, and the share of rows that were `cut` at the length limit."""
 
     schema = Schema.TEXT
     options = frozenset({"likelihood_of", "max_length"})
@@ -30,12 +30,15 @@ class Perplexity(EvalKind):
     def items(
         self, rows: Sequence[Row], ids: Sequence[str], settings: EvalSettings, subject: Subject
     ) -> list[dict[str, Any]]:
-        """One item per row: its summed negative log-likelihood and its tokens."""
-        scored = completion_nll(
-            subject.model, subject.tokenizer, rows, settings.batch_size, max_length=settings.max_length
-        )
-        return [{"id": ids[i], "nll": nll, "tokens": tokens} for i, (nll, tokens) in enumerate(scored)]
+        """One item per row: its summed negative log-likelihood, its counted tokens, and whether it was cut."""
+        encoded = [encode_row(subject.tokenizer, row) for row in rows]
+        scored = score(subject.model, subject.tokenizer, encoded, settings.batch_size, max_length=settings.max_length)
+        limit = length_limit(subject.model, settings.max_length)
+        return [
+            {"id": i, "nll": nll, "tokens": tokens, "cut": limit is not None and len(row.ids) > limit}
+            for i, row, (nll, tokens) in zip(ids, encoded, scored, strict=True)
+        ]
 
     def metrics(self, settings: EvalSettings, items: Sequence[Mapping[str, Any]]) -> list[Metric]:
         """Perplexity first."""
-        return [PerplexityMetric(), NLLMetric()]
+        return [PerplexityMetric(), NLLMetric(), MeanMetric("cut", higher_is_better=False)]

@@ -64,14 +64,16 @@ class Preference(EvalKind):
 
     def metrics(self, settings: EvalSettings, items: Sequence[Mapping[str, Any]]) -> list[Metric]:
         """Implicit rewards first, where they are there."""
-        own: list[Metric] = [
+        found: list[Metric] = [
             PreferenceAccuracyMetric("chosen_logp", "rejected_logp", "logprob_accuracy"),
             PreferenceAccuracyMetric("chosen_logp_per_token", "rejected_logp_per_token", "logprob_accuracy_per_token"),
         ]
-        if not items or "chosen_reward" not in items[0]:
-            return own
-        return [
-            PreferenceAccuracyMetric("chosen_reward", "rejected_reward"),
-            RewardMarginMetric("chosen_reward", "rejected_reward"),
-            *own,
-        ]
+        if items and "chosen_reward" in items[0]:
+            found = [
+                PreferenceAccuracyMetric("chosen_reward", "rejected_reward"),
+                RewardMarginMetric("chosen_reward", "rejected_reward"),
+                *found,
+            ]
+        for metric in found:
+            metric.why_missing = "an answer has no token left within max_length or the model's context"
+        return found
