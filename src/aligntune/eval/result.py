@@ -2,7 +2,7 @@
 
     before, after = EvalRunner(base).run(), EvalRunner(tuned).run()
     for row in after.compare(before):
-        print(row)            # sums accuracy: 0.61 - 0.34 = +0.27 [+0.22, +0.32], p = 1e-20, n = 500
+        print(row)            # sums accuracy: 0.614 - 0.342 = +0.272 [+0.2278, +0.3141], p = 1.6e-31, n = 500
 
 On disk: `results.json` and one `items/<task>.jsonl` per task. Comparison pairs items by their id, which depends on the
 row's content alone, so the order of the data does not matter; items that only one result has are counted.
