@@ -33,7 +33,7 @@ MAX_MARKS = 64
 NUMBER = r"[-+]?(?:[$€£¥]\s?)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:\.[0-9]+|(?<=[0-9]))"
 _NUMBER = re.compile(NUMBER)
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
-_PROSE = re.compile(r"\banswer\s{0,5}(?:is|was|:|=)\s{0,5}:?([^\n]{0,400})", re.IGNORECASE)
+_PROSE = re.compile(r"\banswer\s{0,5}(?:is|was|:|=)\s{0,5}:?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _AFTERTHOUGHT = re.compile(r"[,;]?\s(?:because|since|which|where|given that|as)\b", re.IGNORECASE)
 _NAMES = r"(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|max|min|lim|mod)"  # of functions: not words in a sentence
@@ -183,11 +183,12 @@ def _in_tag(content: str) -> str:
 
 def _prose(text: str) -> str | None:
     """What follows the last "answer is" up to the end of its sentence."""
-    said = None
+    end = None
     for match in _PROSE.finditer(text):
-        said = match[1]
-    if said is None:
+        end = match.end()
+    if end is None:
         return None
+    said = text[end : end + MAX_ANSWER + 1].partition("\n")[0]
     said = _AFTERTHOUGHT.split(_SENTENCE_END.split(said.strip(), maxsplit=1)[0], maxsplit=1)[0]
     return said.strip().strip("*_").strip() or None
 

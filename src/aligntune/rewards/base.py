@@ -299,9 +299,13 @@ def reward_class(
     body = {
         "name": name, "kind": kind, "range": (low, high), "deadline": deadline, "fn": staticmethod(fn),
         "signature": signature, "origin": origin, "check": staticmethod(check) if check else None,
-        "__doc__": inspect.getdoc(fn), "__module__": fn.__module__,
+        "__doc__": inspect.getdoc(fn), "__module__": getattr(fn, "__module__", __name__),
     }  # fmt: skip
-    return type(f"{title}Reward", (FunctionReward,), body)
+    cls = type(f"{title}Reward", (FunctionReward,), body)
+    cls.__qualname__ = (
+        f"{getattr(fn, '__qualname__', name)}:{cls.__name__}"  # two functions are two definitions to the registry
+    )
+    return cls
 
 
 def reward(
@@ -337,9 +341,7 @@ def reward(
             fn, name, kind=kind, range=range, deadline=limit, check=check, origin=name if builtin else None
         )
         fn.reward_class = cls  # type: ignore[attr-defined]
-        taken = REWARDS.get(name) if name in REWARDS else None
-        same = taken is not None and issubclass(taken, FunctionReward) and _same_function(taken.fn, fn)
-        REWARDS.add(name, cls, replace=same)
+        REWARDS.add(name, cls)
         return fn
 
     return decorate
@@ -378,10 +380,6 @@ def _rebuild(how: Any, params: dict[str, Any]) -> RewardFunction:
         return resolve(how)(**params)
     fn, options = how
     return reward_class(fn, **options)(**params)
-
-
-def _same_function(a: Any, b: Any) -> bool:
-    return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
 
 
 def _source(item: Any) -> str:

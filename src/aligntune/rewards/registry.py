@@ -86,9 +86,7 @@ class RewardRegistry:
         """
         load_builtins()
         made = _as_class(reward, name, kind=kind, range=range, deadline=deadline)
-        taken = REWARDS.get(name) if name in REWARDS else None
-        again = taken is not None and _definition(taken) == _definition(made)  # a notebook cell executed twice
-        REWARDS.add(name, made, replace=replace or again)
+        REWARDS.add(name, made, replace=replace)
         return made
 
     @classmethod
@@ -257,11 +255,6 @@ def _load_module(name: str) -> ModuleType:
             f"the reward module '{name}' cannot be imported: {e}",
             hint="give package.module:function of an installed package, or path/to/file.py:function",
         ) from e
-
-
-def _definition(cls: type[RewardFunction]) -> tuple[str, str]:
-    item: Any = cls.fn if issubclass(cls, FunctionReward) else cls
-    return item.__module__, item.__qualname__
 
 
 @cache
