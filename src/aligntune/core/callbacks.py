@@ -6,6 +6,7 @@ library itself that print or draw bars are removed; ours is the only one that sp
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -111,9 +112,12 @@ def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> An
                 control.should_training_stop = True
             return control
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> Any:
             if logs and state.is_world_process_zero and "train_runtime" not in logs:
                 trainer.record(state.global_step, dict(logs))
+            if logs and not math.isfinite(logs.get("loss", 0.0)):
+                control.should_training_stop = True  # the weights are lost; the trainer says so
+            return control
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             trainer.state.checkpoint_path = f"{args.output_dir}/checkpoint-{state.global_step}"
