@@ -37,7 +37,7 @@ def test_answers_and_keeps_its_process(worker: Worker) -> None:
 def test_a_hang_ends_the_process_and_the_next_request_gets_a_new_one(worker: Worker) -> None:
     worker.ask(SEARCH, 10)
     pid = worker.pid
-    with pytest.raises(WorkerTimeout, match="no answer after 0.3 s"):
+    with pytest.raises(WorkerTimeout, match=r"no answer after 0\.3 s"):
         worker.ask(HANG, 0.3)
     assert worker.pid is None
     with pytest.raises(ProcessLookupError):

@@ -172,7 +172,7 @@ def test_math_correctness() -> None:
     texts = ["#### 72", "#### 71", "72", "72.0", "", "72", r"\boxed{0.5}"]
     assert MATH.batch(texts, columns) == [1, 0, 1, 1, 0, None, 1]
     assert MATH.compute("#### 72", answer="72") == 1.0
-    with pytest.raises(RewardError, match="reward 'math_correctness' raised .* the reference is list.*row 0"):
+    with pytest.raises(RewardError, match=r"reward 'math_correctness' raised .* the reference is list.*row 0"):
         MATH.batch(["1"], {"reference": [["1"]]})
 
 
@@ -206,7 +206,7 @@ def test_nothing_beats_the_gold_answer(shared: Path) -> None:
         "hedge": [f"#### {a} or {b}" for a, b in zip(gold, other, strict=True)],
         "both": [f"#### {a}\n#### {b}" for a, b in zip(gold, other, strict=True)],
         "other row": [f"#### {b}" for b in other],
-        "in noise": [" ".join(noise.sample([str(i) for i in range(500)], 20) + [a, "x", "0.123"]) for a in gold],
+        "in noise": [" ".join([*noise.sample([str(i) for i in range(500)], 20), a, "x", "0.123"]) for a in gold],
         "list": ["#### " + ", ".join(str(i) for i in range(60))] * len(rows),
         "longest": ["so " * 100_000] * len(rows),
         "shortest": ["1"] * len(rows),

@@ -113,7 +113,7 @@ def test_failures_stop_the_run_or_are_counted() -> None:
 
 
 def test_columns_are_checked_first() -> None:
-    composite = build_rewards(["x"] and [RewardConfig(type="math_correctness"), RewardConfig(type="length")])
+    composite = build_rewards([RewardConfig(type="math_correctness"), RewardConfig(type="length")])
     assert composite.required_columns == {"reference"}
     with pytest.raises(ValidationError, match="reward 'math_correctness' needs the column reference") as e:
         composite.score_batch(["5"], {"question": ["?"]})

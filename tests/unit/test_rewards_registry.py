@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -162,15 +163,13 @@ def test_what_cannot_be_found(rewards_file: Path, monkeypatch, name: str, what: 
     Path("broken.py").write_text("def f(:\n")
     with pytest.raises(ConfigurationError, match=what) as e:
         get_reward_function(name)
-    import re
-
     assert re.search(hint, e.value.hint)
 
 
 def test_a_hung_user_function_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\ndef slow(text):\n    time.sleep(60)\n")
     composite = build_rewards([RewardConfig(type=f"{tmp_path}/slow.py:slow", deadline=0.2)])
-    with pytest.raises(RewardError, match="reward 'slow' overran its deadline: no result after 0.2 s"):
+    with pytest.raises(RewardError, match=r"reward 'slow' overran its deadline: no result after 0\.2 s"):
         composite.score_batch(["a"])
 
 

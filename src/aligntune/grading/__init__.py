@@ -1,5 +1,4 @@
-"""Graders shared by rewards and evaluation: finding the final answer of a text, and deciding whether it is
-right.
+"""Graders shared by rewards and evaluation: finding the final answer of a text, and deciding whether it is right.
 
     from aligntune.grading.extract import final_answer
     from aligntune.grading.math import math_equal

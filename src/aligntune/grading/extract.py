@@ -74,8 +74,7 @@ def final_answer(text: str, gold: str | None = None) -> str | None:
 
     Args:
         text: a completion of any length.
-        gold: the right answer, which decides what counts as a hedge: a pair is one answer where the gold is a
-            pair.
+        gold: the right answer, which decides what is a hedge: a pair is one answer where the gold is a pair.
     """
     return find_answer(text, gold).answer
 
@@ -120,8 +119,7 @@ def is_hedge(answer: str, gold: str | None = None) -> bool:
 
 
 def tidy(answer: str) -> str:
-    """Remove what carries no meaning: dollars around it, thousands separators, spacing commands, emphasis, a
-    full stop."""
+    """Remove what carries no meaning: dollars around, thousands separators, spacing commands, emphasis, a full stop."""
     answer = answer.strip().strip("*_`").strip()
     for opening, closing in (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$")):
         if answer.startswith(opening) and answer.endswith(closing) and len(answer) > len(opening) + len(closing):

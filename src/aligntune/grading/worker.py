@@ -1,5 +1,4 @@
-"""A process for work on untrusted text that may never end: started on first use, ended at the deadline,
-started again.
+"""A process for work on untrusted text that may never end: it is ended at the deadline and started again.
 
     worker = Worker("math")
     worker.ask({"gold": "1/2", "answer": "0.5"}, deadline=5.0)      # {"equal": True}
@@ -11,7 +10,7 @@ Requests from several threads queue up. A forked child starts a worker of its ow
 ended; where the process is killed instead, its workers see their input close.
 
 Source: Python's `subprocess` and `select`. It does not restrict what the worker may read (the code sandbox
-    will).
+will).
 """
 
 from __future__ import annotations

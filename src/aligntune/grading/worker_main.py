@@ -1,5 +1,4 @@
-"""The worker process of `worker`: reads one JSON request a line, answers with one JSON line. Run by path,
-never imported.
+"""The worker process of `worker`: reads one JSON request a line, answers with one JSON line. Never imported.
 
     python -I worker_main.py math /path/to/site-packages
     {"gold": "1/2", "answer": "0.5", "deadline": 5}      ->      {"equal": true}

@@ -1,5 +1,4 @@
-"""Rewards: the catalogue, the registry, their composition, and the bridge to TRL. Names are resolved on first
-use.
+"""Rewards: the catalogue, the registry, their composition, and the bridge to TRL. Names are resolved lazily.
 
     from aligntune.rewards import build_rewards, RewardConfig
     build_rewards([RewardConfig(type="math_correctness")]).compute("#### 72", reference="72")     # 1.0

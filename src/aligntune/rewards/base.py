@@ -1,5 +1,4 @@
-"""What a reward is: a pure function of a text and its row's columns, with a declared range, kind and
-parameters.
+"""What a reward is: a pure function of a text and its row's columns, with a declared range and kind.
 
     @reward("shouting", range=(0, 1), kind="measured")
     def shouting(text: str, *, most: float = 0.1) -> float:
@@ -14,7 +13,7 @@ is a `RewardError` that names the reward and the row. Weights, thresholds and no
 `CompositeReward` alone.
 
 Source: the catalogue's contract; TRL's interface for batch functions. It does not find rewards by name
-    (`registry`).
+(`registry`).
 """
 
 from __future__ import annotations
@@ -302,9 +301,8 @@ def reward_class(
         "__doc__": inspect.getdoc(fn), "__module__": getattr(fn, "__module__", __name__),
     }  # fmt: skip
     cls = type(f"{title}Reward", (FunctionReward,), body)
-    cls.__qualname__ = (
-        f"{getattr(fn, '__qualname__', name)}:{cls.__name__}"  # two functions are two definitions to the registry
-    )
+    # The registry tells definitions apart by this name: two functions are two rewards, one executed again is one.
+    cls.__qualname__ = f"{getattr(fn, '__qualname__', name)}:{cls.__name__}"
     return cls
 
 

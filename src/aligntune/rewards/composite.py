@@ -1,9 +1,9 @@
-"""Several rewards in one number: `CompositeReward` holds the weights, thresholds, normalisation and the
-policy for None.
+"""Several rewards in one number: `CompositeReward` holds weights, thresholds, normalisation, the policy for None.
 
-    composite = build_rewards([RewardConfig(type="math_correctness"), RewardConfig(type="answer_format",
-    weight=0.2)]) scores = composite.score_batch(["#### 72"], {"reference": ["72"]}) scores.total            #
-    [1.2] scores.components       # {"math_correctness": [1.0], "answer_format": [1.0]}
+    composite = build_rewards([RewardConfig(type="math_correctness"), RewardConfig(type="answer_format", weight=0.2)])
+    scores = composite.score_batch(["#### 72"], {"reference": ["72"]})
+    scores.total            # [1.2]
+    scores.components       # {"math_correctness": [1.0], "answer_format": [1.0]}
 
 total = sum of weight x component, where a component is the reward's score after its threshold or
 normalisation. A component of weight 0 is scored and logged, and never changes a total. A None among the
@@ -11,7 +11,7 @@ weighted components is decided by `none`:
 
 - drop (default): the row has no total (None), and takes no part in the update;
 - renormalise: the others count, scaled by (sum of all |weights|) / (sum of the present |weights|);
-- zero: it counts 0, which is what TRL does by itself.
+- zero: it counts 0, which is what TRL does by itself (a row without any score has no total all the same).
 
 Source: the weighted sum of TRL's GRPOTrainer. It does not score by group, nor multiply or gate rewards.
 """

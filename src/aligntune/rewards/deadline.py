@@ -1,5 +1,4 @@
-"""A deadline for user code: the call runs in a daemon thread, and the caller stops waiting when its time is
-over.
+"""A deadline for user code: the call runs in a daemon thread, and the caller stops waiting in time.
 
     guard = Guard()
     guard.call(lambda: slow(text), deadline=2.0)      # DeadlineExceeded after 2 s

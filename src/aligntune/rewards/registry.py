@@ -1,5 +1,4 @@
-"""Rewards by name: the built-in catalogue, rewards of the user, and `file.py:function` or
-`package.module:function`.
+"""Rewards by name: the built-in catalogue, registered ones, `file.py:function`, `package.module:function`.
 
     RewardRegistry.list_rewards()                                      # ['answer_format', 'length', ...]
     RewardRegistry.get_reward_function("length", max_length=200)       # a RewardFunction

@@ -8,7 +8,7 @@ name with a default); else from the default. A function with `prompts` or `compl
 TRL's batch signature: its columns are lists.
 
 Source: TRL's reward-function interface (`GRPOTrainer`, release 1.14.2) for the batch form. It does not call
-    anything.
+anything.
 """
 
 from __future__ import annotations
