@@ -86,9 +86,11 @@ class Ran:
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ran]]:
     """`cli("train", "run.yaml", ...)` runs the command line in this process."""
     from aligntune.cli.main import main
+
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # as the program sets it, and put back after the test
 
     def run(*arguments: Any) -> Ran:
         capfd.readouterr()

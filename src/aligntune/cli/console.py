@@ -60,6 +60,8 @@ class Settings:
         """Show progress messages to a person; to a program only warnings, unless it asks for more."""
         from aligntune.utils.logging import configure
 
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars, which read it when they are imported
         level = "debug" if self.debug else "info" if self.verbose or sys.stderr.isatty() else "warning"
         configure(level)
 
