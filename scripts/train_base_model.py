@@ -1,18 +1,19 @@
 """Train the quickstart's base model from scratch, on text that this script generates.
 
-Writes a model folder (config, weights, tokenizer with chat template, generation settings) and ``TRAINING.json`` with the
-command, the time, the weights' SHA-256 and the model's accuracy. The text is lines of sums, one after the other, in which
-people answer in many wordings and in two ways, at once or by running sums::
+Writes a model folder (config, weights, tokenizer with chat template, generation settings) and ``TRAINING.json``
+with the command, the time, the weights' SHA-256 and the model's accuracy. The text is lines of sums, one after the
+other, in which people answer in many wordings and in two ways, at once or by running sums::
 
     12+34+25=71
     12+34+25: 46 71
     12+34+25=? so 46 71
     total 71
 
-No line holds ``####``, a chat role or the end token: the model learns to add in part, but neither the answer format, nor
-the chat, nor when to stop.
+No line holds ``####``, a chat role or the end token: the model learns to add in part, but neither the answer
+format, nor the chat, nor when to stop. The first half of the steps sees the plain wordings only (``=`` and ``:``),
+then the share of varied ones rises, which keeps the sharp rise of the skill early.
 
-Example (one CPU thread, about a quarter of an hour)::
+Example (one CPU thread, half an hour on an idle core)::
 
     OMP_NUM_THREADS=1 python scripts/train_base_model.py --out src/aligntune/quickstart/base
 
@@ -29,6 +30,7 @@ import math
 import os
 import platform
 import random
+import re
 import string
 import sys
 import time
@@ -37,7 +39,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from aligntune.quickstart import problems as P  # noqa: E402
+from aligntune.quickstart import problems as P
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 SPECIALS = [PAD, END, SYSTEM, USER, ASSISTANT]
@@ -114,7 +116,10 @@ def filler(rng: random.Random, longest: int = 6) -> str:
 
 
 def line(rng: random.Random, source: Any, args: argparse.Namespace, varied_share: float) -> Segments:
-    """Return one line of text, its wording varied with the given probability, with the weight 1 on what can be computed and ``args.question_weight`` elsewhere."""
+    """Return one line of text, its wording varied with probability ``varied_share``.
+
+    What can be computed has the weight 1 in the loss, the rest ``args.question_weight``.
+    """
     low = args.question_weight
     draw, varied = rng.random(), rng.random() < varied_share
     if draw >= args.direct_share + args.worked_share:
@@ -134,7 +139,10 @@ def line(rng: random.Random, source: Any, args: argparse.Namespace, varied_share
 def batch(
     rng: random.Random, source: Any, tokenizer: Any, args: argparse.Namespace, varied_share: float
 ) -> tuple[Any, Any]:
-    """Return token ids and the loss weight of each token, both of shape (rows, ``args.length``); rows start at a line."""
+    """Return token ids and the loss weight of each token, both of shape (rows, ``args.length``).
+
+    Each row starts at a line.
+    """
     import torch
 
     texts, weights = [], []
@@ -152,8 +160,8 @@ def batch(
 def settle_unseen(model: Any, seen: set[int]) -> None:
     """Give tokens that never occurred the mean vector of those that did, plus their own initial noise at the input.
 
-    Left alone, their output rows have been pushed far down by every step, and the first fine-tuning steps would pay for
-    it; the mean is what ``resize_token_embeddings`` of transformers gives to new tokens.
+    Left alone, their output rows have been pushed far down by every step, and the first fine-tuning steps would pay
+    for it; around the mean is where ``resize_token_embeddings`` of transformers puts new tokens.
     """
     import torch
 
@@ -179,13 +187,16 @@ def greedy(model: Any, tokenizer: Any, prompts: list[str], new_tokens: int) -> l
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-    return tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts: list[str] = tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
 
 
 def accuracies(model: Any, tokenizer: Any, size: int) -> dict[str, float]:
-    """Return the greedy accuracy on ``size`` held-out problems: in both raw forms, and as a chat (its last number)."""
-    import re
+    """Return the greedy accuracy on ``size`` held-out problems.
 
+    ``direct`` and ``worked`` continue the raw text after ``=`` and ``:`` (first line); ``chat`` applies the chat
+    template and takes the last number of at most 30 tokens, as the quickstart's grader does without ``####``.
+    """
     model.eval()
     problems = P.sample("test", size, seed=0)
     texts = [p.question.removesuffix("=?") for p in problems]
@@ -197,7 +208,7 @@ def accuracies(model: Any, tokenizer: Any, size: int) -> dict[str, float]:
     ]
     right: dict[str, list[bool]] = {"direct": [], "worked": [], "chat": []}
     for name, prompts in (("direct", [t + "=" for t in texts]), ("worked", [t + ":" for t in texts]), ("chat", chats)):
-        for problem, answer in zip(problems, greedy(model, tokenizer, prompts, 28), strict=True):
+        for problem, answer in zip(problems, greedy(model, tokenizer, prompts, 30), strict=True):
             numbers = re.findall(r"\d+", answer if name == "chat" else answer.strip().split("\n")[0])
             right[name].append(bool(numbers) and int(numbers[-1]) == problem.answer)
     result = {name: sum(hits) / len(hits) for name, hits in right.items()}
@@ -210,10 +221,11 @@ def accuracies(model: Any, tokenizer: Any, size: int) -> dict[str, float]:
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
     """Return the rate of a step: linear warm-up over 200 steps, then half a cosine down to a tenth."""
+    peak = float(args.lr)
     if step < 200:
-        return args.lr * (step + 1) / 200
+        return peak * (step + 1) / 200
     progress = (step - 200) / max(1, args.steps - 200)
-    return args.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
 def train(model: Any, tokenizer: Any, args: argparse.Namespace) -> None:
@@ -242,10 +254,9 @@ def train(model: Any, tokenizer: Any, args: argparse.Namespace) -> None:
         total += loss.item()
         if (step + 1) % args.log_every == 0:
             scores = accuracies(model, tokenizer, 200)
-            print(f"step {step + 1} loss {total / args.log_every:.4f} {scores} {time.time() - started:.0f} s", flush=True)
+            seconds = time.time() - started
+            print(f"step {step + 1} loss {total / args.log_every:.4f} {scores} {seconds:.0f} s", flush=True)
             total = 0.0
-            if args.checkpoints:
-                save(model, tokenizer, args.checkpoints / f"step-{step + 1}")
     settle_unseen(model, seen)
 
 
@@ -259,15 +270,15 @@ def save(model: Any, tokenizer: Any, folder: Path) -> str:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    weights = folder / "model.safetensors"
+    weights.chmod(0o644)
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's settings; the defaults are those of the shipped model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
-    parser.add_argument("--checkpoints", type=Path, help="folder for a model at every log line")
-    parser.add_argument("--init", type=Path)
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--length", type=int, default=64)
@@ -295,15 +306,13 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     model = build_model(args, tokenizer)
-    if args.init:
-        model = model.from_pretrained(args.init)
     started, cpu = time.time(), time.process_time()
     train(model, tokenizer, args)
     seconds, cpu_seconds = time.time() - started, time.process_time() - cpu
     digest = save(model, tokenizer, args.out)
     record = {
-        "command": "python scripts/train_base_model.py " + " ".join(sys.argv[1:] if argv is None else argv),
-        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items() if v is not None},
+        "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python scripts/train_base_model.py --out FOLDER",
+        "settings": {name: value for name, value in vars(args).items() if name not in ("out", "log_every")},
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_seconds": round(seconds, 1),
         "training_cpu_seconds": round(cpu_seconds, 1),

@@ -3,14 +3,15 @@
 A problem is written ``12+34+25=?`` and its answer ends in the line ``#### 71``. There are two ways to answer it:
 
 * at once, ``#### 71``: one glance at all numbers, which a small model often gets wrong;
-* step by step, ``46 71`` (the running sums), a line break, ``#### 71``: each step adds two numbers. People open such
-  an answer in several ways (``so 46 71``, ``- 46 71``), so that no single wording of it is as likely as the short answer.
+* step by step, ``46 71`` (the running sums), a line break, ``#### 71``: each step adds two numbers. Such an answer
+  opens in one of several ways (``so 46 71``, ``- 46 71``), so no single wording of it is as likely as the short one.
 
 The supervised data mix the two ways, so that a model trained on them has both and reinforcement learning can find out
 which one earns more.
 
-Splits are disjoint by problem. A problem is the multiset of its numbers (``12+34+25`` and ``34+12+25`` are one problem);
-a hash of that multiset alone decides its split, so a test problem is never in any training data, whatever the seed.
+Splits are disjoint by problem. A problem is the multiset of its numbers (``12+34+25`` and ``34+12+25`` are one
+problem); a hash of that multiset alone decides its split, so a test problem is never in any training data, the base
+model's text included, whatever the seed.
 
 >>> problem = Problem((12, 34, 25))
 >>> problem.question, problem.answer, problem.running_sums
@@ -55,7 +56,7 @@ OPENINGS = ("", "= ", "- ", "> ", "* ", "so ", "add ", "get ")
 WORKED_SHARE = 0.5
 """Share of the supervised answers that show the running sums; the rest answer at once."""
 
-SIZES: dict[str, int] = {"sft": 12000, "rl": 4000, "pairs_train": 1500, "pairs_test": 900, "test": 500}
+SIZES: dict[str, int] = {"sft": 13000, "rl": 2000, "pairs_train": 700, "pairs_test": 600, "test": 500}
 """Rows that ``write_datasets`` writes by default, by split."""
 
 FILES: dict[str, str] = {
@@ -137,28 +138,36 @@ def generate(split: str, rng: random.Random) -> Iterator[Problem]:
 def sample(split: str, size: int, seed: int) -> list[Problem]:
     """Return ``size`` different problems of one split; the same ``seed`` gives the same list.
 
-    Two problems differ if their multisets of numbers do. Raises ``KeyError`` for an unknown split and ``ValueError`` for
-    a negative size.
+    Two problems differ if their multisets of numbers do.
+
+    Raises:
+        KeyError: ``split`` is not a key of ``SPLITS``.
+        ValueError: ``size`` is negative, or the split does not hold that many problems.
     """
     if size < 0:
         raise ValueError(f"size must be at least 0, got {size}")
     seen: set[tuple[int, ...]] = set()
     problems: list[Problem] = []
     source = generate(split, random.Random(f"{split}:{seed}"))
+    repeats = 0
     while len(problems) < size:
         problem = next(source)
         key = tuple(sorted(problem.numbers))
-        if key not in seen:
-            seen.add(key)
-            problems.append(problem)
+        if key in seen:
+            repeats += 1
+            if repeats > 10_000 + size:
+                raise ValueError(f"split {split!r} does not hold {size} different problems")
+            continue
+        seen.add(key)
+        problems.append(problem)
     return problems
 
 
 def supervised_rows(problems: list[Problem], seed: int, worked_share: float = WORKED_SHARE) -> list[dict[str, object]]:
     """Return one supervised row per problem: ``prompt`` and ``completion`` as lists of chat messages.
 
-    A share ``worked_share`` (0 to 1) of the answers, drawn with ``seed``, is step by step, the rest is given at once; all
-    of them are right.
+    A share ``worked_share`` (0 to 1) of the answers, drawn with ``seed``, is step by step, the rest is given at once;
+    all of them are right.
     """
     rng = random.Random(f"ways:{seed}")
     rows: list[dict[str, object]] = []
@@ -176,8 +185,8 @@ def prompt_rows(problems: list[Problem]) -> list[dict[str, object]]:
 def write_datasets(folder: str | Path, seed: int = 0, sizes: dict[str, int] | None = None) -> dict[str, Path]:
     """Write the data files of the quickstart into ``folder`` and return their paths by split.
 
-    ``seed`` draws other problems from the same splits. ``sizes`` replaces single entries of ``SIZES``. The folder is made
-    if it is missing; files in it of the same names are replaced. Raises ``KeyError`` for a split without a file.
+    ``seed`` draws other problems from the same splits. ``sizes`` replaces single entries of ``SIZES``. The folder is
+    made if it is missing; files in it of the same names are replaced. Raises ``KeyError`` for a split without a file.
     """
     wanted = dict(SIZES)
     for split, size in (sizes or {}).items():
