@@ -42,12 +42,26 @@ def bare(kind: str, model: Path, folder: Path) -> list[dict[str, float]]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    common: dict[str, Any] = dict(
-        output_dir=str(folder), learning_rate=1e-3, max_steps=4, per_device_train_batch_size=4, seed=3, data_seed=3,
-        lr_scheduler_type="linear", optim="adamw_torch_fused", weight_decay=0.0, warmup_steps=0, max_grad_norm=1.0,
-        bf16=False, gradient_checkpointing=False, use_cpu=True, logging_steps=1, report_to="none", save_strategy="no",
-        disable_tqdm=True,
-    )  # fmt: skip
+    common: dict[str, Any] = {
+        "output_dir": str(folder),
+        "learning_rate": 1e-3,
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "seed": 3,
+        "data_seed": 3,
+        "lr_scheduler_type": "linear",
+        "optim": "adamw_torch_fused",
+        "weight_decay": 0.0,
+        "warmup_steps": 0,
+        "max_grad_norm": 1.0,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
     given: dict[str, Any] = {
         "model": AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         "processing_class": AutoTokenizer.from_pretrained(model),
@@ -69,9 +83,18 @@ def bare(kind: str, model: Path, folder: Path) -> list[dict[str, float]]:
     else:
         rows = [{"prompt": chat(r["prompt"], "user")} for r in runs.SFT_ROWS]
         args = trl.GRPOConfig(
-            **common, num_generations=4, beta=0.04, epsilon=0.2, loss_type="grpo", scale_rewards="group",
-            max_completion_length=12, temperature=1.0, top_k=0, use_bias_correction_kl=False, disable_dropout=False,
-        )  # fmt: skip
+            **common,
+            num_generations=4,
+            beta=0.04,
+            epsilon=0.2,
+            loss_type="grpo",
+            scale_rewards="group",
+            max_completion_length=12,
+            temperature=1.0,
+            top_k=0,
+            use_bias_correction_kl=False,
+            disable_dropout=False,
+        )
 
         def share(completions: list[Any], **_: Any) -> list[float]:
             texts = [c[0]["content"] for c in completions]
@@ -101,9 +124,13 @@ def test_one_batch_of_eight_equals_four_accumulated_twos(kind: str, tiny_model: 
     losses = []
     for batch, accumulated in ((8, 1), (2, 4)):
         trainer = runs.trainer(
-            kind, tiny_model, tmp_path / f"b{batch}", train__per_device_batch_size=batch,
-            train__gradient_accumulation_steps=accumulated, train__max_steps=3,
-        )  # fmt: skip
+            kind,
+            tiny_model,
+            tmp_path / f"b{batch}",
+            train__per_device_batch_size=batch,
+            train__gradient_accumulation_steps=accumulated,
+            train__max_steps=3,
+        )
         trainer.train()
         losses.append(runs.logged(trainer.config.output_dir, "grad_norm" if kind == "grpo" else "loss"))
     # GRPO's loss is 0 in its value while on-policy (advantages sum to 0), so its gradient is compared.
@@ -166,13 +193,13 @@ def test_dpo_starts_at_the_logarithm_of_two(finished: Any) -> None:
     assert losses[-1] < losses[0]
 
 
-LEARNING = dict(
-    train__max_steps=60,
-    train__per_device_batch_size=16,
-    train__learning_rate=1e-2,
-    algo__num_generations=8,
-    algo__beta=0.0,
-)
+LEARNING = {
+    "train__max_steps": 60,
+    "train__per_device_batch_size": 16,
+    "train__learning_rate": 1e-2,
+    "algo__num_generations": 8,
+    "algo__beta": 0.0,
+}
 
 
 def rise(model: Path, folder: Path, seed: int) -> float:

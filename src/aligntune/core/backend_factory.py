@@ -253,6 +253,6 @@ def describe(config: RunConfig) -> dict[str, Any]:
 
 __all__ = [
     "AlignTuneError", "BackendConfig", "BackendFactory", "BackendType", "EnvironmentError", "RLAlgorithm",
-    "TrainingType", "create_rl_trainer", "create_sft_trainer", "create_trainer", "describe", "get_backend_status", "list_algorithms",
-    "list_backends", "list_rewards", "validate_backend_selection",
+    "TrainingType", "create_rl_trainer", "create_sft_trainer", "create_trainer", "describe",
+    "get_backend_status", "list_algorithms", "list_backends", "list_rewards", "validate_backend_selection",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Writing a trained model (weights as safetensors, tokenizer with its template, model card), and finding checkpoints."""
+"""Writing a trained model: weights as safetensors, tokenizer with its template, a card; and finding checkpoints."""
 
 from __future__ import annotations
 

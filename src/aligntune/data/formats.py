@@ -162,8 +162,9 @@ def make_plan(columns: Sequence[str], source: DatasetConfig, schema: Schema, pre
     if given is not None:
         name = given
         if schema not in FORMATS[name].schemas:
+            chosen = f"preset '{source.preset}' (format '{name}')" if source.format is None else f"format '{name}'"
             raise ConfigurationError(
-                f"format '{name}' has no '{schema.value}' rows in it",
+                f"{chosen} has no '{schema.value}' rows in it",
                 hint=f"formats that have: {', '.join(n for n, f in FORMATS.items() if schema in f.schemas)}",
             )
     else:
@@ -223,6 +224,8 @@ def _detect(
     fitting = [n for n in complete if schema in FORMATS[n].schemas and (not template or FORMATS[n].templated)]
     # A format that knows every mapped name comes first: {prompt: text} must not become `text`.
     best = [n for n in fitting if mapped <= set(FORMATS[n].roles)] or fitting
+    if template and not best:  # whole conversations: the caller says that a template has no place in them
+        best = [n for n in complete if schema in FORMATS[n].schemas]
     if best:
         return best[0]
     wanted = " or ".join(_columns_of(n) for n, spec in FORMATS.items() if schema in spec.schemas)

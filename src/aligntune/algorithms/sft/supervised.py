@@ -19,6 +19,7 @@ class Supervised(AlgorithmParams):
     """Parameters of supervised fine-tuning on text."""
 
     learning_rate: ClassVar[float] = 2e-5  # TRL's SFTConfig
+    inert: ClassVar[dict[str, str]] = {"logging.rollouts": "supervised tuning samples nothing in training"}
 
     loss: Literal["nll", "dft"] = "nll"
     """nll: cross-entropy (TRL). dft: dynamic fine-tuning (arXiv:2508.05629)."""

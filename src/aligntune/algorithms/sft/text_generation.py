@@ -12,4 +12,7 @@ from aligntune.algorithms.sft.supervised import Supervised
 class TextGeneration(Supervised):
     """Cross-entropy on all tokens."""
 
-    inert: ClassVar[dict[str, str]] = {"logging.samples": "plain text has no prompts to answer"}
+    inert: ClassVar[dict[str, str]] = {
+        **Supervised.inert,
+        "logging.samples": "plain text has no prompts to answer",
+    }

@@ -323,6 +323,9 @@ def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for k, v in value.items():
             yield from _leaves(v, f"{prefix}{k}.")
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for i, item in enumerate(value):
+            yield from _leaves(item, f"{prefix}{i}.")
     else:
         yield prefix.rstrip("."), value
 

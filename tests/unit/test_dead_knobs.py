@@ -1,0 +1,610 @@
+"""Every configuration key does something: for each, another value changes what a run hands on, or is refused.
+
+A key has a row in `KEYS` (or `OWN`, for an algorithm's parameters) with another value for it. `Probe` computes what a
+run would do with a configuration: the backend's trainer class and every argument of the library's, what reaches the
+model's and tokenizer's loaders and PEFT, the rows, what generation and likelihood are asked, the rewards' scores, what
+the callback does and what reaches the run folder. The test is that one of these changes. A new field without a row
+fails `test_every_key_has_a_row`.
+
+Unsloth cannot be imported in this process, so its loader is replaced by one that records what it is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import helpers
+from aligntune.algorithms.base import algorithm_names, get_algorithm, get_task, task_names
+from aligntune.core.config import DatasetConfig, PeftConfig, RewardConfig, RLConfig, SFTConfig
+from aligntune.core.config.base import is_section, to_plain, walk
+from aligntune.core.config.io import build_config, set_key
+from aligntune.errors import AlignTuneError, ConfigurationError
+
+HERE = Path(__file__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    """Another value of a key, and what must be set first for the key to have a meaning."""
+
+    value: Any
+    needs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+PEFT = {"model.peft": {"r": 4}}
+HELD = {"evaluation.dataset": {"name": "{held}"}}
+HUB = {"@data.name": "someone/rows"}
+HELD_HUB = {"evaluation.dataset": {"name": "someone/rows"}}
+TWO = {"datasets": [{"name": "{rows}"}, {"name": "{more}"}]}
+TEMPLATE = helpers.CHAT_TEMPLATE.replace("<|im_start|>'", "<|im_start|>the '")
+
+KEYS: dict[str, Other] = {
+    "backend": Other("{other_backend}"),
+    "isolation": Other("process"),
+    "output_dir": Other("elsewhere"),
+    "cache.dir": Other("/tmp/cache", HUB),
+    "model.name_or_path": Other("{plain}"),
+    "model.revision": Other("v2"),
+    "model.precision": Other("{precision}"),
+    "model.device": Other("{device}"),
+    "model.quantization": Other("4bit", PEFT),
+    "model.attn_implementation": Other("eager"),
+    "model.max_seq_length": Other(48),
+    "model.trust_remote_code": Other(True),
+    "model.chat_template": Other(TEMPLATE),
+    "model.peft.r": Other(8, PEFT),
+    "model.peft.alpha": Other(8, PEFT),
+    "model.peft.dropout": Other(0.1, PEFT),
+    "model.peft.target_modules": Other(["q_proj"], PEFT),
+    "model.peft.modules_to_save": Other(["norm"], PEFT),
+    "model.peft.use_rslora": Other(True, PEFT),
+    "model.peft.use_dora": Other(True, PEFT),
+    "train.learning_rate": Other(0.5),
+    "train.num_epochs": Other(7),
+    "train.max_steps": Other(7),
+    "train.per_device_batch_size": Other(16),
+    "train.gradient_accumulation_steps": Other(2),
+    "train.warmup_steps": Other(2),
+    "train.warmup_ratio": Other(0.25),
+    "train.lr_scheduler": Other("cosine"),
+    "train.optimizer": Other("sgd"),
+    "train.weight_decay": Other(0.1),
+    "train.adam_beta1": Other(0.5),
+    "train.adam_beta2": Other(0.5),
+    "train.adam_epsilon": Other(1e-3),
+    "train.max_grad_norm": Other(0.5),
+    "train.gradient_checkpointing": Other(True),
+    "train.seed": Other(7),
+    "train.save_steps": Other(2),
+    "train.save_total_limit": Other(2, {"train.save_steps": 2}),
+    "train.dataloader_workers": Other(1),
+    "evaluation.every": Other(2, HELD),
+    "evaluation.batch_size": Other(3),
+    "evaluation.max_new_tokens": Other(3),
+    "evaluation.temperature": Other(0.5),
+    "logging.steps": Other(3),
+    "logging.report_to": Other(["wandb"]),
+    "logging.run_name": Other("a name"),
+    "logging.samples": Other(0, HELD),
+    "logging.rollouts": Other(False),
+    "generation.max_prompt_length": Other(36),
+    "generation.max_completion_length": Other(9),
+    "generation.temperature": Other(0.5),
+    "generation.top_p": Other(0.5),
+    "generation.top_k": Other(5),
+    "generation.min_p": Other(0.1),
+    "generation.repetition_penalty": Other(1.5),
+    "rewards.0.type": Other("{rewards}:longer"),
+    "rewards.0.weight": Other(2.0),
+    "rewards.0.name": Other("mine"),
+    "rewards.0.params": Other({"letter": "e"}),
+    "rewards.0.threshold": Other(0.5),
+    "rewards.0.normalization": Other("minmax", {"rewards.0.type": "{rewards}:ranged"}),
+    "rewards.0.deadline": Other(0.05, {"rewards.0.params": {"letter": "slow"}}),
+    "rewards.0.on_error": Other("skip", {"rewards.0.params": {"letter": "boom"}}),
+    "@data.name": Other("{more}"),
+    "@data.subset": Other("main", HUB),
+    "@data.split": Other("train[:50%]"),
+    "@data.revision": Other("v2", HUB),
+    "@data.preset": Other("{preset}", {"@data.name": "{both}"}),
+    "@data.format": Other("sharegpt"),
+    "@data.column_mapping": Other({"{mapped}": "other"}),
+    "@data.prompt_template": Other("Asked: {{ other }}"),
+    "@data.system_prompt": Other("Be brief."),
+    "@data.max_samples": Other(2),
+    "@data.weight": Other(3.0, TWO),
+    "evaluation.dataset.name": Other("{more}", HELD),
+    "evaluation.dataset.subset": Other("main", HELD_HUB),
+    "evaluation.dataset.split": Other("train[:50%]", HELD),
+    "evaluation.dataset.revision": Other("v2", HELD_HUB),
+    "evaluation.dataset.preset": Other("{preset}", {"evaluation.dataset": {"name": "{both}"}}),
+    "evaluation.dataset.format": Other("sharegpt", HELD),
+    "evaluation.dataset.column_mapping": Other({"{mapped}": "other"}, HELD),
+    "evaluation.dataset.prompt_template": Other("Asked: {{ other }}", HELD),
+    "evaluation.dataset.system_prompt": Other("Be brief.", HELD),
+    "evaluation.dataset.max_samples": Other(2, HELD),
+    "evaluation.dataset.weight": Other(3.0, HELD),
+}
+OWN: dict[str, dict[str, Other]] = {
+    "instruction_following": {"train_on": Other("all")},
+    "chat_completion": {"train_on": Other("all")},
+    "text_generation": {},
+    "dpo": {
+        "beta": Other(0.5),
+        "loss_type": Other("ipo"),
+        "label_smoothing": Other(0.1, {"algo.loss_type": "robust"}),
+        "precompute_ref_log_probs": Other(True),
+    },
+    "grpo": {
+        "num_generations": Other(2),
+        "beta": Other(0.5),
+        "epsilon": Other(0.5),
+        "epsilon_high": Other(0.5),
+        "loss_type": Other("dapo"),
+        "scale_rewards": Other("none"),
+        "num_iterations": Other(2),
+        "steps_per_generation": Other(2),
+        "mask_truncated_completions": Other(True),
+    },
+}
+for _task in ("instruction_following", "chat_completion", "text_generation"):
+    OWN[_task] |= {"loss": Other("dft"), "packing": Other(True), "neftune_noise_alpha": Other(5.0)}
+
+REWARDS = '''
+import time
+
+from aligntune.rewards import reward
+
+
+def letters(text: str, *, letter: str = "a") -> float:
+    """Count a letter; `slow` takes a while, `boom` raises."""
+    if letter == "slow":
+        time.sleep(0.2)
+    if letter == "boom":
+        raise ValueError("boom")
+    return float(text.count(letter))
+
+
+def longer(text: str) -> float:
+    return float(len(text))
+
+
+@reward("ranged", range=(0, 50))
+def ranged(text: str) -> float:
+    """A score with a declared range."""
+    return float(len(text))
+'''
+
+# ---- the configurations ---------------------------------------------------------------------------------------
+
+
+def rows_of(case: str, mark: str) -> list[dict[str, Any]]:
+    """Five rows of each kind, with a column `other` that nothing uses unless it is mapped."""
+    rows: list[dict[str, Any]] = []
+    for i in range(5):
+        question, answer = f"{mark} question {i}" + " again" * (i == 0), f"answer {i}"
+        made: dict[str, Any] = {
+            "chat_completion": {
+                "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            },
+            "text_generation": {"text": f"{question} {answer}"},
+            "dpo": {"prompt": question, "chosen": answer, "rejected": "no"},
+        }.get(case, {"prompt": question, "completion": answer})
+        rows.append({**made, "other": f"other {i}"})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_model_plain: Path) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("knobs")
+    (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
+    found = {"folder": folder, "model": tiny_model, "plain": tiny_model_plain, "rewards": folder / "rewards.py"}
+    for case in (*task_names(), *algorithm_names()):
+        kinds = {"rows": rows_of(case, "a"), "more": rows_of(case, "b"), "held": rows_of(case, "c")}
+        kinds["both"] = [
+            {**row, "instruction": f"Do {i}.", "output": "Done.", "question": f"{i} + 1?", "answer": f"#### {i + 1}"}
+            for i, row in enumerate(kinds["rows"])
+        ]
+        for name, rows in kinds.items():
+            found[f"{case}/{name}"] = folder / f"{case}-{name}.jsonl"
+            found[f"{case}/{name}"].write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One algorithm or task on one backend."""
+
+    name: str
+    backend: str
+    places: dict[str, Any]
+
+    @property
+    def sft(self) -> bool:
+        return self.name in task_names()
+
+    def fill(self, value: Any) -> Any:
+        """Put paths and keys of this case in the place of `{held}` and the like."""
+        if isinstance(value, dict):
+            return {self.fill(k): self.fill(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.fill(v) for v in value]
+        if not isinstance(value, str) or not value.startswith("{"):
+            return value
+        name, _, rest = value.partition("}")
+        name = name[1:]
+        import torch
+
+        gpu = torch.cuda.is_available()  # another value than the one that `auto` takes
+        known = {
+            "device": "cpu" if gpu else "cuda",
+            "precision": "fp32" if gpu else "bf16",
+            "other_backend": "trl" if self.backend == "unsloth" else "unsloth",
+            "preset": "gsm8k" if self.name in ("instruction_following", "grpo") else "alpaca",
+            "mapped": {"chat_completion": "messages", "text_generation": "text", "dpo": "chosen"}.get(
+                self.name, "prompt"
+            ),
+        }
+        if name in known:
+            return known[name] + rest
+        return (
+            f"{self.places.get(f'{self.name}/{name}', self.places.get(name, value))}{rest}" if name.isalpha() else value
+        )
+
+    def key(self, key: str) -> str:
+        return key.replace("@data", "dataset" if self.sft else "datasets.0")
+
+    def raw(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """The plain values of a small run with some keys set."""
+        model = {"name_or_path": str(self.places["model"]), "max_seq_length": 64}
+        raw: dict[str, Any] = {
+            "model": model,
+            "backend": self.backend,
+            "output_dir": str(self.places["folder"] / "out"),
+        }
+        rows = {"name": str(self.places[f"{self.name}/rows"])}
+        raw |= (
+            {"task": {"name": self.name}, "dataset": rows}
+            if self.sft
+            else {"algo": {"name": self.name}, "datasets": [rows]}
+        )
+        if not self.sft and get_algorithm(self.name).uses_rewards:
+            raw["algo"]["num_generations"] = 4
+            raw["rewards"] = [{"type": f"{self.places['rewards']}:letters"}]
+            raw["generation"] = {"max_prompt_length": 50, "max_completion_length": 12}
+        for key, value in changes.items():
+            if key == "datasets" and self.sft:  # a supervised run has one source, so its weight must be refused
+                continue
+            set_key(raw, self.key(key), self.fill(value))
+        return raw
+
+
+def full_config(case: Case) -> Any:
+    """A configuration of the case with every optional section present, so that all keys can be walked."""
+    cls: Any = SFTConfig if case.sft else RLConfig
+    data = DatasetConfig(name="x")
+    own = (
+        {"task": {"name": case.name}, "dataset": data}
+        if case.sft
+        else {"algo": {"name": case.name}, "datasets": [data]}
+    )
+    more = {} if case.sft else {"rewards": [RewardConfig(type="length")]}
+    return cls(model={"name_or_path": "x", "peft": PeftConfig()}, evaluation={"dataset": data}, **own, **more)
+
+
+def keys_of(case: Case) -> dict[str, Other]:
+    """The rows of the table for every key of the case.
+
+    Raises:
+        KeyError: a key has no row.
+    """
+    data = "dataset." if case.sft else "datasets.0."
+    found = {}
+    for key, _ in walk(full_config(case)):
+        section, _, rest = key.partition(".")
+        if section in ("algo", "task"):
+            found[key] = OWN[case.name][rest]
+        else:
+            generic = key.replace(data, "@data.", 1) if key.startswith(data) else key
+            found[key] = KEYS[generic]
+    return found
+
+
+# ---- the probe ---------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Stands for the run folder; keeps what is appended."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *values: self.rows.append((name, plainly(values)))
+
+
+def plainly(value: Any) -> Any:
+    """Something that compares by value."""
+    if is_section(value):
+        return to_plain(value)
+    if isinstance(value, dict):
+        return {str(k): plainly(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plainly(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+class Probe:
+    """What a run would do. Each part is computed when it is asked for."""
+
+    PARTS = ("made", "arguments", "loaded", "data", "asked", "scored", "watched")
+
+    def __init__(self, config: Any, patch: pytest.MonkeyPatch, hub_rows: Path) -> None:
+        self.config, self.patch, self.hub_rows = config, patch, hub_rows
+        self.calls: list[Any] = []
+
+    def trainer(self) -> Any:
+        from aligntune.core.backend_factory import create_trainer
+
+        config = dataclasses.replace(self.config, isolation="auto")
+        trainer = create_trainer(config)
+        self.patch.setattr(trainer.backend, "prepare", self._prepare)
+        return trainer
+
+    def _prepare(self, config: Any) -> None:
+        if config.backend == "unsloth":  # what Unsloth's CPU backend refuses; its import is in test_unsloth
+            from aligntune.backends.unsloth.backend import _refuse_on_cpu
+
+            _refuse_on_cpu(config)
+
+    def record(self, name: str, *values: Any) -> None:
+        self.calls.append((name, plainly(values)))
+
+    def made(self) -> Any:
+        from aligntune.core.backend_factory import create_trainer
+
+        return type(create_trainer(self.config)).__name__
+
+    def arguments(self) -> Any:
+        trainer = self.trainer()
+        trainer._ready()
+        values = trainer.arguments()
+        trainer.backend.args_class(self.config.algorithm)  # the class that takes them exists
+        return values
+
+    def loaded(self) -> Any:
+        """What the libraries' loaders are given; the model that comes back."""
+        import peft
+        import transformers
+
+        self.calls = []
+        auto, tokenizers = transformers.AutoModelForCausalLM, transformers.AutoTokenizer
+        for label, owner in (("model", auto), ("tokenizer", tokenizers)):
+            real = owner.from_pretrained
+
+            def spy(path: Any, *a: Any, _real: Any = real, _label: str = label, **k: Any) -> Any:
+                self.record(_label, path, a, k)
+                return _real(path, *a, **{x: y for x, y in k.items() if x not in ("revision", "trust_remote_code")})
+
+            self.patch.setattr(owner, "from_pretrained", spy)
+        adapt = peft.get_peft_model
+        self.patch.setattr(
+            peft, "get_peft_model", lambda m, c, **k: (self.record("adapters", c.to_dict(), k), adapt(m, c, **k))[1]
+        )
+        if self.config.backend == "unsloth":
+            self._fake_unsloth()
+        trainer = self.trainer()
+        model, tokenizer = trainer.model, trainer.tokenizer
+        return [self.calls, tokenizer.chat_template, tokenizer.padding_side, model.is_gradient_checkpointing]
+
+    def _fake_unsloth(self) -> None:
+        from aligntune.backends.unsloth import backend
+
+        outer, folder = self, self.config.model.name_or_path
+
+        class Fast:
+            @staticmethod
+            def from_pretrained(**given: Any) -> Any:
+                from transformers import AutoModelForCausalLM, AutoTokenizer
+
+                outer.record("unsloth", given)
+                return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+            @staticmethod
+            def get_peft_model(model: Any, **given: Any) -> Any:
+                outer.record("unsloth adapters", given)
+                return model
+
+        real = backend.import_attribute
+        self.patch.setattr(backend, "import_attribute", lambda n: Fast if n == "unsloth:FastLanguageModel" else real(n))
+
+    def data(self) -> Any:
+        """The rows as the library's trainer gets them, and what the hub is asked for."""
+        import datasets
+
+        self.calls = []
+
+        def hub(name: str, *a: Any, **k: Any) -> Any:
+            self.record("hub", name, a, k)
+            rows = [json.loads(line) for line in self.hub_rows.read_text().splitlines()]
+            return datasets.Dataset.from_list(rows)
+
+        self.patch.setattr(datasets, "load_dataset", hub)
+        if self.config.backend == "unsloth":
+            self._fake_unsloth()
+        trainer = self.trainer()
+        train, held = trainer._train_rows(), trainer._eval_rows()
+        return [self.calls, list(train.dataset), list(held.dataset) if held else None]
+
+    def _measuring(self) -> Any:
+        """A trainer whose generation and likelihood record what they are asked, instead of running the model."""
+        from aligntune.eval import generation, likelihood
+
+        self.calls = []
+
+        def texts(model: Any, tokenizer: Any, prompts: Any, **k: Any) -> Any:
+            self.record("generate", len(prompts), k)
+            return [["an answer"]] * len(prompts)
+
+        def nll(model: Any, tokenizer: Any, rows: Any, *a: Any, **k: Any) -> Any:
+            self.record("likelihood", len(rows), a, k)
+            return [(1.0, 1)] * len(rows)
+
+        self.patch.setattr(generation, "generate_texts", texts)
+        self.patch.setattr(likelihood, "completion_nll", nll)
+        self.patch.setattr(likelihood, "sequence_logprobs", nll)
+        if self.config.backend == "unsloth":
+            self._fake_unsloth()
+        trainer = self.trainer()
+        trainer._run = Recorder()
+        return trainer
+
+    def asked(self) -> Any:
+        trainer = self._measuring()
+        trainer.generate(["hello"])
+        if self.config.evaluation.dataset is not None:
+            self.record("measured", trainer.evaluate())
+        return self.calls
+
+    def scored(self) -> Any:
+        """Scores of two answers by the run's rewards."""
+        trainer = self.trainer()
+        if trainer.rewards is None:
+            return None
+        scores = trainer.rewards.score_batch(["banana", "eel"], {"prompt": ["p", "p"]})
+        return [scores.total, scores.components, {k: v for k, v in scores.stats.items() if v}]
+
+    def watched(self) -> Any:
+        """What the callback does in four steps, and what reaches the run folder."""
+        from aligntune.core.callbacks import Progress, StopRequest, make_callback
+
+        trainer = self._measuring()
+        trainer._train_rows()
+        trainer._eval_rows()
+        callback = make_callback(trainer, StopRequest(), Progress("x"))
+        control = SimpleNamespace(should_save=False, should_training_stop=False)
+        for step in (1, 2, 3):
+            state = SimpleNamespace(global_step=step, epoch=0.1, max_steps=4, is_world_process_zero=True)
+            callback.on_step_end(None, state, control)
+        if trainer._eval_data is not None:
+            trainer.evaluate_now(4)
+        if trainer.rewards is not None:
+            scores = trainer.rewards.score_batch(["banana", "eel"], {"prompt": ["p", "p"]})
+            trainer._record_rollouts(0, ["p", "p"], ["banana", "eel"], {}, scores)
+        return [self.calls, trainer._run.rows]
+
+
+FIRST = {"model": "loaded", "@data": "data", "rewards": "scored", "evaluation": "asked", "logging": "watched"}
+
+
+def outcome(case: Case, changes: dict[str, Any], part: str, patch: pytest.MonkeyPatch) -> Any:
+    """The value of one part of the probe, or the refusal."""
+    with patch.context() as local:
+        try:
+            config = build_config(case.raw(changes))
+            return plainly(getattr(Probe(config, local, case.places[f"{case.name}/rows"]), part)())
+        except AlignTuneError as error:
+            return error
+
+
+def refuses(error: AlignTuneError, key: str, value: Any) -> bool:
+    """Whether an error speaks of this key, by its path, its last part, or the value that was given."""
+    said = f"{error.message} {error.hint}"
+    return key in said or key.rpartition(".")[2] in said or (isinstance(value, str) and value in said)
+
+
+def fault(case: Case, key: str, other: Other, patch: pytest.MonkeyPatch, known: dict[Any, Any]) -> str | None:
+    """None if the key has an effect or is refused; else what is wrong."""
+    value = case.fill(other.value)
+    first = FIRST.get(key.partition(".")[0] if key.startswith(("model", "rewards", "evaluation", "logging")) else "")
+    if key.startswith(("dataset", "evaluation.dataset")):
+        first = "data"
+    for part in sorted(Probe.PARTS, key=lambda p: p != first):
+        changed = outcome(case, {**other.needs, key: value}, part, patch)
+        if isinstance(changed, AlignTuneError):
+            if refuses(changed, key, value):
+                return None
+            return f"{key} = {value!r} fails for another reason: {changed}"
+        at = (part, repr(other.needs))
+        if at not in known:
+            known[at] = outcome(case, other.needs, part, patch)
+        before = known[at]
+        if isinstance(before, AlignTuneError) or before != changed:
+            return None
+    return f"{key} = {value!r} changes nothing"
+
+
+CASES = [(name, backend) for name in (*task_names(), *algorithm_names()) for backend in ("trl", "unsloth")]
+
+
+@pytest.mark.parametrize(("name", "backend"), CASES)
+def test_no_key_is_dead(
+    name: str, backend: str, places: dict[str, Any], monkeypatch: pytest.MonkeyPatch, pretend_unsloth: None
+) -> None:
+    case = Case(name, backend, places)
+    known: dict[Any, Any] = {}
+    faults = [f for key, other in keys_of(case).items() if (f := fault(case, key, other, monkeypatch, known))]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.fixture
+def pretend_unsloth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the factory find the packages of both backends."""
+    from aligntune.core.backend import BackendInfo
+
+    monkeypatch.setattr(BackendInfo, "available", True)
+
+
+@pytest.mark.parametrize("name", [*task_names(), *algorithm_names()])
+def test_every_key_has_a_row(name: str, places: dict[str, Any]) -> None:
+    keys = keys_of(Case(name, "trl", places))
+    assert len(keys) > 50
+    cls = get_task(name) if name in task_names() else get_algorithm(name)
+    assert set(OWN[name]) == {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+
+def test_no_row_is_left_over(places: dict[str, Any]) -> None:
+    used = set()
+    for name in (*task_names(), *algorithm_names()):
+        case = Case(name, "trl", places)
+        data = "dataset." if case.sft else "datasets.0."
+        used |= {k.replace(data, "@data.", 1) if k.startswith(data) else k for k in keys_of(case)}
+    assert {k for k in KEYS if k not in used} == set()
+
+
+def test_a_key_without_effect_is_refused_by_name(places: dict[str, Any]) -> None:
+    for name, key, value in (
+        ("dpo", "generation.temperature", 0.5),
+        ("dpo", "logging.rollouts", False),
+        ("grpo", "datasets.0.weight", 2.0),
+        ("text_generation", "logging.samples", 2),
+        ("instruction_following", "train.save_total_limit", 2),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{key}: has no effect"):
+            build_config(Case(name, "trl", places).raw({key: value}))
+
+
+def test_the_probe_finds_a_dead_key(
+    places: dict[str, Any], monkeypatch: pytest.MonkeyPatch, pretend_unsloth: None
+) -> None:
+    """The same walk, with keys that are made dead: one in the arguments, one in generation."""
+    from aligntune.core import trainer as module
+
+    real = module.trainer_arguments
+    monkeypatch.setattr(module, "trainer_arguments", lambda c, **k: {**real(c, **k), "weight_decay": 0.0})
+    monkeypatch.setattr(module.Trainer, "generate", lambda self, prompts, **k: ["x"] * len(prompts))
+    case = Case("dpo", "trl", places)
+    rows = keys_of(case)
+    dead = [
+        k
+        for k in ("train.weight_decay", "evaluation.max_new_tokens", "train.max_grad_norm")
+        if fault(case, k, rows[k], monkeypatch, {})
+    ]
+    assert dead == ["train.weight_decay", "evaluation.max_new_tokens"]
