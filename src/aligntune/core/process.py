@@ -41,6 +41,7 @@ class ProcessTrainer:
         self.notes: list[str] = []
         self.resume_hint = ""
         self._worker: subprocess.Popen[str] | None = None
+        self._closed = False
 
     def train(self, resume: str | None = None) -> TrainResult:
         """See `Trainer.train`."""
@@ -87,7 +88,7 @@ class ProcessTrainer:
             assert self._worker.stdin is not None  # opened as a pipe in _start
             self._worker.stdin.close()
             self._worker.wait(timeout=30)
-        self._worker = None
+        self._worker, self._closed = None, True
 
     def __enter__(self) -> ProcessTrainer:
         return self
@@ -96,7 +97,14 @@ class ProcessTrainer:
         self.close()
 
     def _start(self) -> subprocess.Popen[str]:
-        if self._worker is None or self._worker.poll() is not None:
+        # A second worker would hold the starting model again, not the one that the first has trained.
+        if self._worker is not None and self._worker.poll() is not None:
+            raise _ended(self._worker.returncode, "an earlier call")
+        if self._closed:
+            raise errors.ConfigurationError(
+                "this trainer was closed", hint="make a new one with create_trainer(config)"
+            )
+        if self._worker is None:
             env = {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED)}
             self._worker = subprocess.Popen(
                 [sys.executable, "-m", "aligntune.core.process"],
@@ -123,10 +131,7 @@ class ProcessTrainer:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise errors.TrainingError(
-                f"the worker process ended with code {worker.wait()} during {method}()",
-                hint="its last words are above, on standard error; exit code -9 means that memory ran out",
-            )
+            raise _ended(worker.wait(), f"{method}()")
         reply = json.loads(line)
         self.state = TrainingState(**reply["state"])
         self.notes, self.resume_hint = reply["notes"], reply["resume_hint"]
@@ -151,6 +156,13 @@ class ProcessTrainer:
         except KeyboardInterrupt:
             worker.kill()
             raise
+
+
+def _ended(code: int, when: str) -> errors.TrainingError:
+    return errors.TrainingError(
+        f"the worker process ended with code {code} during {when}, and its model with it",
+        hint="its last words are above, on standard error; code -9 often means that memory ran out",
+    )
 
 
 def _serve() -> None:

@@ -1,14 +1,16 @@
 """The Unsloth backend: Unsloth's model loading, and the same trainer definitions, which its import rebinds.
 
 Unsloth must be imported before TRL, Transformers and PEFT, in a process of its own. Without a GPU its CPU backend
-trains for real (2026.10.9). Every value is passed explicitly, because its defaults differ (4 bit loading is on by default,
-seeds are 3407).
+trains for real (2026.10.9). Every value is passed explicitly, because its defaults differ (4 bit loading is on, seeds
+are 3407).
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 from typing import Any
@@ -41,9 +43,10 @@ class UnslothBackend:
     def _import(self) -> None:
         os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
         os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
-        os.environ.setdefault(
-            "UNSLOTH_COMPILE_LOCATION", os.path.join(tempfile.mkdtemp(prefix="aligntune-unsloth-"), "cache")
-        )
+        if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
+            folder = tempfile.mkdtemp(prefix="aligntune-unsloth-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            os.environ["UNSLOTH_COMPILE_LOCATION"] = os.path.join(folder, "cache")
         try:
             with contextlib.redirect_stdout(sys.stderr):  # it prints a banner; standard output is the command's own
                 import_attribute("unsloth:FastLanguageModel")

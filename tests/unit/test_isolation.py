@@ -1,0 +1,199 @@
+"""Keeping Unsloth out of a TRL run: flags, guard, refusal, and the fingerprint of the training code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aligntune.core import isolation
+from aligntune.errors import EnvironmentError
+
+FINGERPRINT = """
+import json
+from aligntune.core.isolation import enter_trl, fingerprint
+enter_trl()
+from trl import DPOTrainer, SFTTrainer
+from transformers import LlamaForCausalLM
+print(json.dumps(fingerprint()))
+"""
+REAL = importlib.util.find_spec("unsloth") is not None
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put the flags and the import system back."""
+    for flag in isolation.FLAGS:
+        monkeypatch.delenv(flag, raising=False)
+    finders = list(sys.meta_path)
+    sys.meta_path[:] = [f for f in finders if not isinstance(f, isolation._Guard)]
+    yield
+    sys.meta_path[:] = finders
+    for flag in isolation.FLAGS:
+        os.environ.pop(flag, None)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package called unsloth whose import leaves a file behind."""
+    folder = tmp_path / "site" / "unsloth"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    for name in [m for m in sys.modules if m.partition(".")[0] == "unsloth"]:
+        monkeypatch.delitem(sys.modules, name)
+    yield tmp_path / "ran"
+    sys.modules.pop("unsloth", None)
+
+
+def test_the_flags_follow_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    isolation.enter_trl()
+    assert [os.environ.get(f) for f in ("PURE_TRL_MODE", "TRL_ONLY_MODE", "DISABLE_UNSLOTH_FOR_TRL")] == ["1"] * 3
+    monkeypatch.setattr(isolation, "PATCHED_LIBRARIES", ())
+    isolation.enter_unsloth()
+    assert not any(f in os.environ for f in isolation.FLAGS)
+    assert not any(isinstance(f, isolation._Guard) for f in sys.meta_path)
+
+
+def test_the_guard_lets_the_package_be_seen_and_not_be_run(package: Path) -> None:
+    isolation.enter_trl()
+    isolation.enter_trl()
+    assert sum(isinstance(f, isolation._Guard) for f in sys.meta_path) == 1
+    spec = importlib.util.find_spec("unsloth")
+    assert spec is not None
+    assert spec.origin is not None
+    with pytest.raises(ImportError, match="must not be imported in a run with `backend: trl`"):
+        importlib.import_module("unsloth")
+    assert not package.exists()
+    assert "unsloth" not in sys.modules
+    assert importlib.util.find_spec("json") is not None
+
+
+def test_the_guard_says_nothing_about_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "FOREIGN", ("no_such_package",))
+    isolation.enter_trl()
+    assert importlib.util.find_spec("no_such_package") is None
+
+
+def test_without_the_guard_the_package_runs(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    isolation.enter_trl()
+    monkeypatch.setattr(isolation, "PATCHED_LIBRARIES", ())
+    isolation.enter_unsloth()
+    importlib.import_module("unsloth")
+    assert package.exists()
+
+
+def test_trl_is_refused_where_unsloth_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "unsloth_zoo", types.ModuleType("unsloth_zoo"))
+    with pytest.raises(EnvironmentError, match="'unsloth_zoo' was imported") as caught:
+        isolation.enter_trl()
+    assert "isolation: process" in caught.value.hint
+    assert caught.value.exit_code == 3
+    assert "PURE_TRL_MODE" not in os.environ
+
+
+def test_unsloth_is_refused_where_trl_came_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in isolation.FOREIGN:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "trl", types.ModuleType("trl"))
+    os.environ["PURE_TRL_MODE"] = "1"
+    with pytest.raises(EnvironmentError, match="'trl' was imported first"):
+        isolation.enter_unsloth()
+    assert os.environ["PURE_TRL_MODE"] == "1"
+
+
+def test_the_usage_ping_is_off_even_where_the_hub_client_was_imported_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    isolation.no_telemetry()
+    assert constants.HF_HUB_DISABLE_TELEMETRY is True
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+# ---- the fingerprint ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fingerprints() -> list[dict[str, object]]:
+    """From two processes with different hash seeds."""
+    found = []
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", FINGERPRINT], env=env, capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout))
+    return found
+
+
+def test_the_fingerprint_is_the_same_in_every_process(fingerprints: list[dict[str, object]]) -> None:
+    assert fingerprints[0] == fingerprints[1]
+    assert fingerprints[0]["foreign"] == []
+    assert int(str(fingerprints[0]["symbols"])) > 1000
+    assert len(str(fingerprints[0]["hash"])) == 64
+
+
+def test_the_fingerprint_moves_with_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl.trainer.sft_trainer as module
+
+    before = isolation.fingerprint()
+
+    def compute_loss(self, model, inputs):  # type: ignore[no-untyped-def]
+        return 0
+
+    monkeypatch.setattr(module.SFTTrainer, "compute_loss", compute_loss)
+    after = isolation.fingerprint()
+    assert after["hash"] != before["hash"]
+    assert after["foreign"] == []
+
+
+@pytest.mark.parametrize("how", ["method", "static", "property", "class"])
+def test_replaced_code_is_found_and_refused(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl.trainer.sft_trainer as module
+
+    space: dict[str, object] = {"__name__": "unsloth.models.rl"}
+    exec(compile("def f(self): return 1\nclass C:\n    def g(self): return 2\n", "/x/unsloth/rl.py", "exec"), space)
+    value = {"method": space["f"], "static": staticmethod(space["f"]), "property": property(space["f"])}  # type: ignore[arg-type]
+    if how == "class":
+        monkeypatch.setattr(module, "SFTTrainer", space["C"])
+    else:
+        monkeypatch.setattr(module.SFTTrainer, "replaced", value[how], raising=False)
+    with pytest.raises(EnvironmentError, match="parts of the training code were replaced") as caught:
+        isolation.assert_unpatched()
+    assert any("SFTTrainer" in name for name in caught.value.context["foreign"])
+
+
+def test_a_clean_process_passes() -> None:
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    assert isolation.assert_unpatched()["foreign"] == []
+
+
+@pytest.mark.skipif(not REAL, reason="unsloth is not installed")
+def test_the_real_unsloth_is_found_after_its_import(tmp_path: Path) -> None:
+    code = """
+import contextlib, json, os, sys
+os.environ["UNSLOTH_COMPILE_LOCATION"] = os.path.abspath("cache")
+with contextlib.redirect_stdout(sys.stderr):
+    import unsloth
+from trl import SFTTrainer
+from aligntune.core.isolation import assert_unpatched, fingerprint
+from aligntune.errors import EnvironmentError
+try:
+    assert_unpatched()
+    print(json.dumps("passed"))
+except EnvironmentError as error:
+    print(json.dumps(error.message))
+"""
+    env = {k: v for k, v in os.environ.items() if k not in isolation.FLAGS}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "parts of the training code were replaced" in json.loads(done.stdout.splitlines()[-1])
