@@ -26,6 +26,7 @@ UNSLOTH := unsloth==2026.10.9 unsloth_zoo==2026.10.9
 KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | cut -d' ' -f1)
 BASE := .venv/base-$(KEY)
 FULL := .venv/full-$(KEY)
+CODE := src tests benchmarks scripts
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --constraint constraints.txt
 
@@ -46,8 +47,8 @@ test-slow: $(FULL)
 	@$(PY) -m pytest -m slow $(ARGS)
 
 check: $(FULL)
-	@$(PY) -m ruff check .
-	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check $(CODE)
+	@$(PY) -m ruff format --check $(CODE)
 	@$(PY) -m mypy
 	@$(PY) -m pytest tests/unit/test_layers.py
 

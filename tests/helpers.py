@@ -44,9 +44,7 @@ def byte_tokenizer(*, chat: bool = True) -> Any:
     return fast
 
 
-def save_tiny_model(
-    folder: Path, *, chat: bool = True, seed: int = 0, hidden: int = 32, layers: int = 2
-) -> Path:
+def save_tiny_model(folder: Path, *, chat: bool = True, seed: int = 0, hidden: int = 32, layers: int = 2) -> Path:
     """Write an untrained Llama and its byte tokenizer to `folder`; the same seed gives the same weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -163,16 +161,12 @@ def _stories_tokenizer(path: Path) -> Any:
         splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
         fits = [pair for pair in splits if pair[0] in vocab and pair[1] in vocab]
         merges += sorted(fits, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-    tokenizer = Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.add_special_tokens(
-        [AddedToken(p, normalized=False, special=True) for p in ("<unk>", "<s>", "</s>")]
-    )
+    tokenizer.add_special_tokens([AddedToken(p, normalized=False, special=True) for p in ("<unk>", "<s>", "</s>")])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )

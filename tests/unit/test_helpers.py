@@ -27,10 +27,7 @@ def test_stories260k_matches_the_reference(shared: Path, stories260k: Path) -> N
     text = tokenizer.decode(reference["tokens"], skip_special_tokens=True)
     assert text.startswith("Once upon a time")
     assert tokenizer(text).input_ids == reference["tokens"]
-    assert (
-        tokenizer.decode(tokenizer("a 7 \U0001f600\n").input_ids, skip_special_tokens=True)
-        == "a 7 \U0001f600\n"
-    )
+    assert tokenizer.decode(tokenizer("a 7 \U0001f600\n").input_ids, skip_special_tokens=True) == "a 7 \U0001f600\n"
 
 
 def test_tiny_models(tiny_model: Path, tiny_model_plain: Path) -> None:
