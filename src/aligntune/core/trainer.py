@@ -389,13 +389,15 @@ class Trainer:
         if dataset is not None:
             raw = {"name": str(dataset)} if isinstance(dataset, (str, Path)) else dataset
             source = raw if isinstance(raw, DatasetConfig) else DatasetConfig(**raw)
-            return evaluate_model(self, self._prepare(source, "evaluation data"))
-        rows = self._eval_rows()
+            rows = self._prepare(source, "evaluation data")
+        else:
+            rows = self._eval_rows()
         if rows is None:
             raise ConfigurationError(
                 "there is nothing to evaluate on", hint="set evaluation.dataset, or pass one to evaluate()"
             )
-        return evaluate_model(self, rows)
+        with quiet_libraries():
+            return evaluate_model(self, rows)
 
     def generate(self, prompts: Any, **options: Any) -> list[str]:
         """One answer for each prompt (strings, or message lists), decoded as `evaluation` says.
