@@ -52,11 +52,12 @@ check: $(FULL)
 	@$(PY) -m mypy
 	@$(PY) -m pytest tests/unit/test_layers.py
 
+# An index for torch alone need not hold the pinned versions of what torch needs: the next line installs those.
 $(BASE):
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 with venv found; install one (on Debian and Ubuntu: apt install python3-venv) or set PYTHON=..." >&2; exit 1; }
 	@echo "setting up .venv with $(PYTHON) (the first time takes minutes: PyTorch is large)"
 	@"$(PYTHON)" -m venv .venv
-	@$(PIP) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") "$$(grep '^torch==' constraints.txt)"
 	@$(PIP) --editable .
 	@rm -f .venv/base-* .venv/full-*
 	@touch $(BASE)
