@@ -50,6 +50,12 @@ class DPO(AlgorithmParams):
             "max_length": config.model.max_seq_length,
             "truncation_mode": "keep_start",
             "disable_dropout": True,
+            "f_divergence_type": "reverse_kl",
+            "use_weighting": False,
+            "sync_ref_model": False,
+            "ld_alpha": None,
+            "loss_weights": None,
+            "activation_offloading": False,
             "padding_free": False,
         }
 

@@ -57,6 +57,12 @@ def common_arguments(config: RunConfig, *, device: str, precision: str, output_d
         "fp16": precision == "fp16",
         "use_cpu": device == "cpu",
         "disable_tqdm": True,
+        "auto_find_batch_size": False,
+        "label_smoothing_factor": 0.0,
+        "use_liger_kernel": False,
+        "torch_compile": False,
+        "dataloader_drop_last": False,
+        "router_aux_loss_coef": None,  # a mixture of experts keeps its own coefficient; Unsloth's default is 0
     }
 
 

@@ -23,7 +23,7 @@ from aligntune.core.arguments import trainer_arguments
 from aligntune.core.backend import Backend, get_backend
 from aligntune.core.callbacks import Progress, StopRequest, make_callback, numbers, quiet
 from aligntune.core.checks import check_packages, check_reference, check_values
-from aligntune.core.config.io import effective
+from aligntune.core.config.io import effective, parse_section
 from aligntune.core.config.root import RunConfig
 from aligntune.core.config.sections import DatasetConfig
 from aligntune.core.evaluation import evaluate_model, improves, sample_answers
@@ -388,7 +388,7 @@ class Trainer:
         """
         if dataset is not None:
             raw = {"name": str(dataset)} if isinstance(dataset, (str, Path)) else dataset
-            source = raw if isinstance(raw, DatasetConfig) else DatasetConfig(**raw)
+            source = raw if isinstance(raw, DatasetConfig) else parse_section(DatasetConfig, raw, "evaluate()")
             rows = self._prepare(source, "evaluation data")
         else:
             rows = self._eval_rows()

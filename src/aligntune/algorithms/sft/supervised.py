@@ -35,6 +35,7 @@ class Supervised(AlgorithmParams):
             "eval_packing": False,
             "packing_strategy": "bfd",
             "padding_free": False,
+            "activation_offloading": False,
             "neftune_noise_alpha": self.neftune_noise_alpha,
             "max_length": config.model.max_seq_length,
             "truncation_mode": "keep_start",
