@@ -124,6 +124,12 @@ def test_a_chart_scales_its_points_into_the_frame() -> None:
     assert '<text class="tick" x="41" y=' in svg  # y labels left of the axis
 
 
+def test_a_narrow_range_is_widened_so_that_noise_looks_small() -> None:
+    svg = str(line_chart("t", [Series("a", [(1, 5.549), (2, 5.551)])], describe="d"))
+    labels = [float(v) for v in re.findall(r'text-anchor="end">([\d.]+)<', svg)]
+    assert labels == [5.4, 5.5, 5.6, 5.7]
+
+
 def test_the_step_axis_has_whole_numbers() -> None:
     svg = str(line_chart("t", [Series("a", [(1, 0.0), (3, 1.0)])], describe="d"))
     assert re.findall(r'text-anchor="middle">([^<]+)<', svg) == ["1", "2"]
@@ -335,6 +341,8 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     ]
     text = " ".join(" ".join(outline.text).split())
     assert "a and b" in text
+    legends = re.findall(r'line s(\d)"[^/]*/></svg>(\w+)<', path.read_text(encoding="utf-8"))
+    assert legends == [("1", "a"), ("2", "b"), ("2", "b"), ("1", "a")]  # a run keeps its colour
     assert "Reward, held out – 0.5" in text
     assert "Steps 2 4" in text
     assert build_report([tmp_path / "a"]) == tmp_path / "a" / "report.html"

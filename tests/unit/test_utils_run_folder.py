@@ -68,9 +68,7 @@ def test_a_folder_in_use_by_a_living_process_is_refused(tmp_path: Path) -> None:
         "import sys; from aligntune.utils.run_folder import RunFolder\n"
         f"RunFolder.claim({str(tmp_path / 'run')!r}); print('claimed', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"claimed\n"
         for resume in (False, True):
             with pytest.raises(ConfigurationError, match=f"in use by the running process {other.pid}"):
@@ -129,18 +127,14 @@ def test_a_folder_that_cannot_be_written_is_refused(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.skipif(
-    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all"
-)
+@pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigurationError, match="no permission"):
         RunFolder.claim(tmp_path / "run")
 
 
-def test_a_disk_that_fills_while_claiming_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_while_claiming_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -170,9 +164,7 @@ def test_library_messages_about_a_full_disk_are_understood(tmp_path: Path) -> No
         raise RuntimeError("something else")
 
 
-def test_write_atomic_keeps_the_old_content_when_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_atomic_keeps_the_old_content_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     write_atomic(path, b"old")
 

@@ -111,12 +111,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Line:
-    """A metric to draw: its label, its values, how many were not finite, and whether to mark its points."""
+    """A metric to draw: label, values, how many were not finite, whether to mark the points, colour from 0."""
 
     label: str
     values: list[Point]
     lost: int
     dots: bool
+    colour: int
 
 
 def charts(run: RunData) -> list[Chart]:
@@ -124,8 +125,8 @@ def charts(run: RunData) -> list[Chart]:
     found: list[Chart] = []
     for panel in PANELS:
         wanted = [*panel.metrics, *_matching(panel.pattern, run.metric_names())]
-        lines = [_line(run, key, label) for key, label in wanted]
-        found += _draw(panel, lines, "in the table of numbers")
+        lines = [_line(run, key, label, i) for i, (key, label) in enumerate(wanted)]
+        found += _draw(panel, [line for line in lines if line.values], "in the table of numbers")
     return found
 
 
@@ -137,18 +138,20 @@ def side_by_side(runs: Mapping[str, RunData]) -> list[Chart]:
         for key, label in [*panel.metrics, *_matching(panel.pattern, names)]:
             single = len(panel.metrics) == 1
             title = panel.title if single or label == TRAIN else f"{panel.title}, {label}"
-            lines = [_line(run, key, name) for name, run in runs.items()]
+            lines = [_line(run, key, name, i) for i, (name, run) in enumerate(runs.items())]
+            if not key.startswith("eval_"):  # runs of other lengths would be marked unevenly
+                lines = [replace(line, dots=len(line.values) == 1) for line in lines]
             found += _draw(replace(panel, title=title), lines, "not drawn")
     return found
 
 
-def _line(run: RunData, key: str, label: str) -> _Line:
+def _line(run: RunData, key: str, label: str, colour: int) -> _Line:
     values = run.values(key)
-    return _Line(label, values, run.not_finite(key), len(values) <= 24 or key.startswith("eval_"))
+    return _Line(label, values, run.not_finite(key), len(values) <= 24 or key.startswith("eval_"), colour)
 
 
 def _draw(panel: Panel, lines: Sequence[_Line], rest: str) -> list[Chart]:
-    """The panel's chart; none where no line has a value."""
+    """The panel's chart, with a legend where there is more than one line to tell apart; none without a value."""
     found = [line for line in lines if line.values]
     if not found:
         return []
@@ -161,7 +164,8 @@ def _draw(panel: Panel, lines: Sequence[_Line], rest: str) -> list[Chart]:
         notes.append(f"{len(found) - COLOURS} more are {rest}")
         found = found[:COLOURS]
     series = [
-        Series(line.label, line.values, smooth(line.values) if panel.smoothed else [], line.dots) for line in found
+        Series(line.label, line.values, smooth(line.values) if panel.smoothed else [], line.dots, line.colour)
+        for line in found
     ]
     ends = [_ends(one.smooth or one.points) for one in series]
     describe = "; ".join(
@@ -169,9 +173,9 @@ def _draw(panel: Panel, lines: Sequence[_Line], rest: str) -> list[Chart]:
         for line, (first, last) in zip(found, ends, strict=True)
     )
     svg = line_chart(panel.title, series, describe=describe, text=panel.text, y_range=panel.y_range)
-    legend = [(i + 1, line.label) for i, line in enumerate(found)]
+    legend = [(line.colour % COLOURS + 1, line.label) for line in found] if len(lines) > 1 else []
     first, last = panel.text(ends[0][0]), panel.text(ends[0][1])
-    return [Chart(panel.title, panel.meaning, first, last, legend if len(legend) > 1 else [], svg, notes)]
+    return [Chart(panel.title, panel.meaning, first, last, legend, svg, notes)]
 
 
 def _matching(pattern: str, keys: Iterable[str]) -> list[tuple[str, str]]:

@@ -33,12 +33,14 @@ class Series:
         points: (x, y) in order of x; y None or not finite where a value is missing.
         smooth: a second line over it, drawn strong while `points` are drawn faint; empty for none.
         dots: mark each point, for values that are measured now and then.
+        colour: from 0; None takes the line's place among the others.
     """
 
     label: str
     points: Sequence[Point]
     smooth: Sequence[Point] = ()
     dots: bool = False
+    colour: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def line_chart(
     x_ticks = [t for t in ticks(min(xs), max(xs)) if min(xs) <= t <= max(xs) and (t == round(t) or not whole)]
     low = min(ys) if y_range[0] is None else min(y_range[0], min(ys))
     high = max(ys) if y_range[1] is None else max(y_range[1], max(ys))
-    y_ticks = ticks(low, high, 3)
+    y_ticks = ticks(*_wide_enough(low, high), 3)
     x0, x1 = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
     y0, y1 = y_ticks[0], y_ticks[-1]
     scale = _Scale(
@@ -80,7 +82,10 @@ def line_chart(
     )
     body = Markup("").join(
         [*_axes(scale, x_ticks, y_ticks, x_label, text)]
-        + [_line(one, i % COLOURS + 1, scale, text) for i, one in enumerate(series)]
+        + [
+            _line(one, (i if one.colour is None else one.colour) % COLOURS + 1, scale, text)
+            for i, one in enumerate(series)
+        ]
     )
     return _svg(title, describe, WIDTH, HEIGHT, body)
 
@@ -140,6 +145,12 @@ def interval_chart(
             words.format("value", width - right + 14, y + 4.5, "start", text(value)),
         ]
     return _svg(title, describe, width, bottom + 24, Markup("").join(parts), "chart wide")
+
+
+def _wide_enough(low: float, high: float, share: float = 0.05) -> tuple[float, float]:
+    """The range, widened to a twentieth of its size where it is narrower: noise must not fill a chart."""
+    lack = share * max(abs(low), abs(high)) - (high - low)
+    return (low - lack / 2, high + lack / 2) if lack > 0 and low < high else (low, high)
 
 
 def _svg(title: str, describe: str, width: float, height: float, body: Markup, kind: str = "chart") -> Markup:
