@@ -407,6 +407,7 @@ def test_a_story_is_checked(tmp_path: Path) -> None:
         build_story("t", [Stage("A"), Stage("A")], tmp_path / "s.html")
     with pytest.raises(ValidationError, match="difference to 'X', which is no stage"):
         build_story("t", [Stage("A", difference=Interval(0, 0, 0), parent="X")], tmp_path / "s.html")
+    assert Interval(1.0, 0.8, 0.9999999999999999).high < 1.0
     with pytest.raises(ValidationError, match="does not contain"):
         Interval(0.5, 0.6, 0.7)
     assert list(tmp_path.iterdir()) == []

@@ -45,7 +45,8 @@ class Interval:
     high: float
 
     def __post_init__(self) -> None:
-        if not self.low <= self.value <= self.high:
+        slack = 1e-9  # a Wilson interval of 20 right out of 20 ends at 1 but for rounding
+        if not self.low - slack <= self.value <= self.high + slack:
             raise ValidationError(
                 f"the interval [{self.low}, {self.high}] does not contain {self.value}", hint="low <= value <= high"
             )
