@@ -3,8 +3,8 @@
     python benchmarks/overhead.py [--pairs 5] [--algorithms sft dpo grpo] [--out benchmarks/results/overhead.json]
 
 Each pair runs the quickstart's model and data through `aligntune train` (manifest, fingerprint, logging, model card and
-report included) and through `bare_trl.py`, at least a minute of training each, in an order that alternates. Reported: the
-median of the pairs' ratios of wall and of CPU time, and every single time.
+report included) and through `bare_trl.py`, at least a minute of training each, in an order that alternates. Reported:
+the median of the pairs' ratios of wall and of CPU time, and every single time.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def timed(command: list[str], log: Path) -> dict:
 
 def run_pair(algorithm: str, data: Path, model: str, folder: Path, steps: int, ours_first: bool) -> dict:
     """One of each, in the given order."""
-    from aligntune.core.config import load_config
     from aligntune.core.backend_factory import create_trainer
+    from aligntune.core.config import load_config
 
     outputs = {name: folder / f"{algorithm}-{name}" for name in ("aligntune", "trl")}
     for output in outputs.values():

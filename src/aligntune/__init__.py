@@ -1,8 +1,8 @@
 """AlignTune: post-train language models, and trust the run.
 
     from aligntune import create_rl_trainer
-    trainer = create_rl_trainer(model_name="Qwen/Qwen3-0.6B", dataset_name="openai/gsm8k", subset="main", preset="gsm8k",
-                                algorithm="grpo", rewards=["math_correctness"])
+    trainer = create_rl_trainer(model_name="Qwen/Qwen3-0.6B", dataset_name="openai/gsm8k", subset="main",
+                                preset="gsm8k", algorithm="grpo", rewards=["math_correctness"])
     trainer.train()
 
 Names are resolved on first use, so `import aligntune` costs milliseconds.

@@ -127,7 +127,9 @@ def test_contradictions_are_refused():
 
 
 def test_precedence_defaults_base_file_keywords_overrides(tmp_path):
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**SFT, "train": {"seed": 1, "max_steps": 1, "weight_decay": 0.1}}))
+    (tmp_path / "base.yaml").write_text(
+        yaml.safe_dump({**SFT, "train": {"seed": 1, "max_steps": 1, "weight_decay": 0.1}})
+    )
     (tmp_path / "run.yaml").write_text("base: base.yaml\ntrain: {max_steps: 2, learning_rate: 1e-3}\n")
     config = load_config(
         tmp_path / "run.yaml",
@@ -158,7 +160,7 @@ def test_yaml_reads_exponents_and_refuses_double_keys():
     assert parse_yaml("d: 1e5x") == {"d": "1e5x"}
     with pytest.raises(ConfigurationError, match="stands twice"):
         parse_yaml("a: 1\na: 2")
-    with pytest.raises(ConfigurationError, match="x.yaml:2"):
+    with pytest.raises(ConfigurationError, match=r"x\.yaml:2"):
         parse_yaml("a: 1\n b: 2", "x.yaml")
     with pytest.raises(ConfigurationError):
         parse_yaml("a: !!python/object/apply:os.system ['true']")
@@ -254,8 +256,7 @@ def test_every_field_is_documented_with_its_source():
 
 
 def test_constraints_survive_an_overridden_default():
-    from aligntune.algorithms.base import Schema, algorithm, get_algorithm
-    from aligntune.algorithms.base import ALGORITHMS
+    from aligntune.algorithms.base import ALGORITHMS, Schema, algorithm, get_algorithm
 
     @algorithm("grpo_test_variant", trainer="trl:GRPOTrainer", args="trl:GRPOConfig", data=Schema.PROMPT)
     class Variant(get_algorithm("grpo")):

@@ -24,8 +24,8 @@ def sample_pairs(
     out: Path,
     rewards: Sequence[RewardConfig],
     *,
-    samples: int = 8,
-    max_new_tokens: int = 26,
+    samples: int = 4,
+    max_new_tokens: int = 30,
     batch_size: int = 64,
     seed: int = 0,
 ) -> int:

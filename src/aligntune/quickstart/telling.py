@@ -160,9 +160,7 @@ def write_report(story: Story, data: dict[str, Any]) -> str:
         "and DPO both start from SFT. On the held-out pairs, SFT's own ranking agrees with the reward in "
         f"{_interval(ranking['sft_ranking'])}, DPO's in {_interval(ranking['dpo'])}."
     )
-    measured = (
-        f"{data['problems']} held-out problems, greedy decoding, seed {data['seed']}; {ranking['pairs']} held-out pairs"
-    )
+    measured = f"{data['problems']} held-out problems, greedy decoding, seed {data['seed']}; {ranking['pairs']} pairs"
     return str(
         build_story("Quickstart", stages, story.out / "report.html", lead=lead, samples=samples, measured_on=measured)
     )
