@@ -9,11 +9,13 @@ other, in which people answer in many wordings and in two ways, at once or by ru
     12+34+25=? so 46 71
     total 71
 
-No line holds ``####``, a chat role or the end token: the model learns to add in part, but neither the answer
-format, nor the chat, nor when to stop. The first half of the steps sees the plain wordings only (``=`` and ``:``),
-then the share of varied ones rises, which keeps the sharp rise of the skill early.
+There are two lessons, each with a fresh optimizer. The first trains on single plain lines (``=`` and ``:``), each
+closed by the end token, and teaches the skill, which rises sharply there. The second goes on with running text of all
+wordings, in which lines just follow each other. No line holds ``####`` or a chat role, and tokens that the second
+lesson did not use, the end token among them, get a neutral output: the model can add in part, but knows neither the
+answer format, nor the chat, nor when to stop.
 
-Example (one CPU thread, half an hour on an idle core)::
+Example (one CPU thread; three quarters of an hour on a shared core)::
 
     OMP_NUM_THREADS=1 python scripts/train_base_model.py --out src/aligntune/quickstart/base
 
@@ -34,6 +36,8 @@ import re
 import string
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +108,31 @@ def build_model(args: argparse.Namespace, tokenizer: Any) -> Any:
     return LlamaForCausalLM(config)
 
 
-Segments = list[tuple[str, float]]
-"""Text with the weight of its tokens in the loss; one character is one token here."""
+@dataclass(frozen=True)
+class Lesson:
+    """What one part of the training reads, and how long and fast it learns; the defaults are the shipped model's."""
+
+    steps: int
+    learning_rate: float
+    varied_share: float
+    """Share of sums in varied wordings; 0 also means that every line stands alone and ends in the end token."""
+    size: int
+    """Lines per step where they stand alone, else rows of ``length`` tokens."""
+    length: int = 64
+    direct_share: float = 0.4
+    worked_share: float = 0.45
+    """Shares of sums at once and by running sums; the rest are sums of two numbers."""
+    question_weight: float = 0.05
+    """Weight in the loss of what cannot be computed, against 1 for what can."""
+
+
+LESSONS = (
+    Lesson(steps=8000, learning_rate=2e-3, varied_share=0.0, size=128),
+    Lesson(steps=2500, learning_rate=1.5e-3, varied_share=0.7, size=48),
+)
+
+Part = tuple[Any, Any, Any]
+"""Token ids, attention mask (or None) and the loss weight of each token, all of shape (rows, length)."""
 
 FILLER = string.ascii_letters + "    ..,,::;;--*>()?!=\n\n"
 
@@ -115,20 +142,18 @@ def filler(rng: random.Random, longest: int = 6) -> str:
     return "".join(rng.choice(FILLER) for _ in range(rng.randint(0, longest)))
 
 
-def line(rng: random.Random, source: Any, args: argparse.Namespace, varied_share: float) -> Segments:
-    """Return one line of text, its wording varied with probability ``varied_share``.
-
-    What can be computed has the weight 1 in the loss, the rest ``args.question_weight``.
-    """
-    low = args.question_weight
-    draw, varied = rng.random(), rng.random() < varied_share
-    if draw >= args.direct_share + args.worked_share:
+def line(rng: random.Random, source: Iterator[P.Problem], lesson: Lesson) -> list[tuple[str, float]]:
+    """Return one line of text in segments, each with the weight of its tokens in the loss."""
+    low = lesson.question_weight
+    draw = rng.random()
+    varied = lesson.varied_share > 0 and rng.random() < lesson.varied_share
+    if draw >= lesson.direct_share + lesson.worked_share:
         first, second = rng.randint(P.LOWEST, (max(P.COUNTS) - 1) * P.HIGHEST), rng.randint(P.LOWEST, P.HIGHEST)
         return [(f"{first}+{second}=", low), (f"{first + second}\n", 1.0)]
     problem = next(source)
     asked = problem.question.removesuffix("=?")
     lead = rng.choice(("", "=", "=?", "=? ")) + filler(rng) if varied else ""
-    if draw < args.direct_share:
+    if draw < lesson.direct_share:
         return [(asked + (lead or "="), low), (f"{problem.answer}\n", 1.0)]
     sums = " ".join(map(str, problem.running_sums))
     if not varied:
@@ -136,25 +161,42 @@ def line(rng: random.Random, source: Any, args: argparse.Namespace, varied_share
     return [(asked + (lead or ":"), low), (sums + "\n", 1.0), (filler(rng), low), (f"{problem.answer}\n", 1.0)]
 
 
-def batch(
-    rng: random.Random, source: Any, tokenizer: Any, args: argparse.Namespace, varied_share: float
-) -> tuple[Any, Any]:
-    """Return token ids and the loss weight of each token, both of shape (rows, ``args.length``).
+def single_lines(rng: random.Random, source: Iterator[P.Problem], tokenizer: Any, lesson: Lesson) -> list[Part]:
+    """Return one step's lines, each closed by the end token, in three parts of similar length to save padding."""
+    import torch
 
-    Each row starts at a line.
-    """
+    rows = []
+    for _ in range(lesson.size):
+        segments = line(rng, source, lesson)
+        text = "".join(text for text, _ in segments)
+        rows.append((text, [weight for text, weight in segments for _ in text]))
+    rows.sort(key=lambda row: len(row[0]))
+    third = math.ceil(len(rows) / 3)
+    parts = []
+    for start in range(0, len(rows), third):
+        chunk = rows[start : start + third]
+        closed = [text.removesuffix("\n") + END for text, _ in chunk]
+        encoded = tokenizer(closed, padding=True, padding_side="right", return_tensors="pt")
+        width = encoded["input_ids"].shape[1]
+        weight = torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in chunk])
+        parts.append((encoded["input_ids"], encoded["attention_mask"], weight))
+    return parts
+
+
+def running_text(rng: random.Random, source: Iterator[P.Problem], tokenizer: Any, lesson: Lesson) -> list[Part]:
+    """Return one step's rows of lines that follow each other; a row starts at a line and is cut at ``length``."""
     import torch
 
     texts, weights = [], []
-    for _ in range(args.batch):
+    for _ in range(lesson.size):
         text, weight = "", []
-        while len(text) < args.length:
-            for part, value in line(rng, source, args, varied_share):
-                text += part
-                weight += [value] * len(part)
-        texts.append(text[: args.length])
-        weights.append(weight[: args.length])
-    return tokenizer(texts, return_tensors="pt")["input_ids"], torch.tensor(weights)
+        while len(text) < lesson.length:
+            for segment, value in line(rng, source, lesson):
+                text += segment
+                weight += [value] * len(segment)
+        texts.append(text[: lesson.length])
+        weights.append(weight[: lesson.length])
+    return [(tokenizer(texts, return_tensors="pt")["input_ids"], None, torch.tensor(weights))]
 
 
 def settle_unseen(model: Any, seen: set[int]) -> None:
@@ -219,45 +261,46 @@ def accuracies(model: Any, tokenizer: Any, size: int) -> dict[str, float]:
     return {name: round(value, 4) for name, value in result.items()}
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
+def learning_rate(step: int, lesson: Lesson) -> float:
     """Return the rate of a step: linear warm-up over 200 steps, then half a cosine down to a tenth."""
-    peak = float(args.lr)
+    peak = lesson.learning_rate
     if step < 200:
         return peak * (step + 1) / 200
-    progress = (step - 200) / max(1, args.steps - 200)
+    progress = (step - 200) / max(1, lesson.steps - 200)
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
-def train(model: Any, tokenizer: Any, args: argparse.Namespace) -> None:
-    """Train ``model`` in place for ``args.steps`` steps and print the loss and the accuracies."""
+def train(model: Any, tokenizer: Any, lesson: Lesson, seed: int, log_every: int) -> set[int]:
+    """Train ``model`` in place for one lesson, print loss and accuracies, return the token ids that occurred."""
     import torch
 
-    rng = random.Random(f"base:{args.seed}")
+    rng = random.Random(f"base:{seed}")
     source = P.generate("base", rng)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
+    draw = running_text if lesson.varied_share else single_lines
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
     started, total = time.time(), 0.0
     seen: set[int] = set()
     model.train()
-    for step in range(args.steps):
+    for step in range(lesson.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args)
-        varied_share = args.varied_share * min(1.0, max(0.0, 5 * step / args.steps - 2.5))
-        ids, weight = batch(rng, source, tokenizer, args, varied_share)
-        seen.update(ids.unique().tolist())
-        logits = model(input_ids=ids).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        loss = (losses * weight[:, 1:]).sum() / weight[:, 1:].sum()
+            group["lr"] = learning_rate(step, lesson)
+        parts = draw(rng, source, tokenizer, lesson)
+        scale = sum(weight[:, 1:].sum() for _, _, weight in parts)
         optimizer.zero_grad()
-        loss.backward()
+        for ids, mask, weight in parts:
+            seen.update(ids.unique().tolist())
+            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            loss = (losses * weight[:, 1:]).sum() / scale
+            loss.backward()
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        total += loss.item()
-        if (step + 1) % args.log_every == 0:
+        if (step + 1) % log_every == 0:
             scores = accuracies(model, tokenizer, 200)
-            seconds = time.time() - started
-            print(f"step {step + 1} loss {total / args.log_every:.4f} {scores} {seconds:.0f} s", flush=True)
+            print(f"step {step + 1} loss {total / log_every:.4f} {scores} {time.time() - started:.0f} s", flush=True)
             total = 0.0
-    settle_unseen(model, seen)
+    return seen
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> str:
@@ -279,21 +322,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's settings; the defaults are those of the shipped model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--intermediate", type=int, default=384)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--direct-share", type=float, default=0.45)
-    parser.add_argument("--worked-share", type=float, default=0.4)
-    parser.add_argument("--varied-share", type=float, default=0.8)
-    parser.add_argument("--question-weight", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=500)
-    parser.add_argument("--test-size", type=int, default=2000)
+    parser.add_argument("--test-size", type=int, default=2000, help="problems of the recorded accuracy")
     return parser.parse_args(argv)
 
 
@@ -307,12 +342,15 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = build_tokenizer()
     model = build_model(args, tokenizer)
     started, cpu = time.time(), time.process_time()
-    train(model, tokenizer, args)
+    for lesson in LESSONS:
+        seen = train(model, tokenizer, lesson, args.seed, args.log_every)
+    settle_unseen(model, seen)
     seconds, cpu_seconds = time.time() - started, time.process_time() - cpu
     digest = save(model, tokenizer, args.out)
     record = {
         "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python scripts/train_base_model.py --out FOLDER",
         "settings": {name: value for name, value in vars(args).items() if name not in ("out", "log_every")},
+        "lessons": [asdict(lesson) for lesson in LESSONS],
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_seconds": round(seconds, 1),
         "training_cpu_seconds": round(cpu_seconds, 1),
