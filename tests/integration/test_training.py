@@ -326,6 +326,13 @@ def test_an_untrained_dpo_model_has_no_margin(tiny_model: Path, tmp_path: Path) 
     assert measured["eval_loss"] == pytest.approx(math.log(2))
 
 
+def test_the_held_out_loss_is_only_given_for_the_loss_that_is_trained(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = runs.trainer("dpo", tiny_model, tmp_path, algo__loss_type="ipo")
+    measured = trainer.evaluate(tmp_path / "dpo.jsonl")
+    assert "eval_loss" not in measured
+    assert measured["eval_rewards/margins"] == 0.0
+
+
 def test_a_loaded_model_is_measured_against_the_starting_one(finished: Any, tiny_model: Path, tmp_path: Path) -> None:
     trained, _ = finished("dpo")
     fresh = runs.trainer("dpo", tiny_model, tmp_path)

@@ -3,7 +3,7 @@
 | rows | values |
 |---|---|
 | text, messages, prompt/completion | `eval_nll` (per token, token-weighted), `eval_perplexity`, `eval_tokens` |
-| preference pairs | `eval_loss`, `eval_rewards/accuracies`, `eval_rewards/margins` against the reference |
+| preference pairs | `eval_loss` (of the sigmoid loss, where that is trained), `eval_rewards/accuracies`, `eval_rewards/margins` against the reference |
 | prompts | `eval_reward`, `eval_rewards/<name>`, `eval_completions/mean_length` |
 
 The measures themselves live in `aligntune.eval`; this is the choice among them.
@@ -66,8 +66,13 @@ def _preference(trainer: Trainer, rows: Any) -> dict[str, float]:
     beta = float(getattr(trainer.config.algorithm, "beta", 1.0))
     margins = [beta * ((pc - pr) - (bc - br)) for (pc, pr), (bc, br) in zip(policy, base, strict=True)]
     n = len(margins)
+    values = {}
+    if (
+        getattr(trainer.config.algorithm, "loss_type", "sigmoid") == "sigmoid"
+    ):  # else it would not be the loss trained on
+        values["loss"] = sum(math.log1p(math.exp(-abs(m))) + max(-m, 0.0) for m in margins) / n
     return {
-        "loss": sum(math.log1p(math.exp(-abs(m))) + max(-m, 0.0) for m in margins) / n,
+        **values,
         "rewards/accuracies": sum(m > 0 for m in margins) / n,
         "rewards/margins": sum(margins) / n,
         "rows": float(n),

@@ -426,7 +426,8 @@ class Trainer:
         """Write the model (or adapter), tokenizer and a model card; returns the folder."""
         from aligntune.core.saving import save
 
-        return save(self, Path(path or self.config.output_dir).expanduser())
+        with quiet_libraries():
+            return save(self, Path(path or self.config.output_dir).expanduser())
 
     def load_model(self, path: str | Path) -> None:
         """Take the weights from another folder, in place of `model.name_or_path`.
