@@ -3,7 +3,7 @@
 | rows | values |
 |---|---|
 | text, messages, prompt/completion | `eval_nll` (per token, token-weighted), `eval_perplexity`, `eval_tokens` |
-| preference pairs | `eval_loss` (of the sigmoid loss, where that is trained), `eval_rewards/accuracies`, `eval_rewards/margins` against the reference |
+| preference pairs | `eval_rewards/accuracies`, `eval_rewards/margins`; `eval_loss` where the sigmoid loss is trained |
 | prompts | `eval_reward`, `eval_rewards/<name>`, `eval_completions/mean_length` |
 
 The measures themselves live in `aligntune.eval`; this is the choice among them.
