@@ -111,4 +111,6 @@ class Registry(Generic[T]):
 def _same(a: Any, b: Any) -> bool:
     """The same object, or one definition executed twice (a module reloaded in a notebook)."""
     name = (getattr(a, "__module__", None), getattr(a, "__qualname__", None))
-    return a is b or (name[1] is not None and name == (getattr(b, "__module__", None), getattr(b, "__qualname__", None)))
+    return a is b or (
+        name[1] is not None and name == (getattr(b, "__module__", None), getattr(b, "__qualname__", None))
+    )
