@@ -166,6 +166,20 @@ def test_yaml_reads_exponents_and_refuses_double_keys():
         parse_yaml("a: !!python/object/apply:os.system ['true']")
 
 
+def test_the_length_is_one_choice_and_the_later_one_wins(tmp_path):
+    raw = {**SFT, "train": {"num_epochs": 2.0}}
+    assert build_config(apply_overrides(raw, ["train.max_steps=5"])).train.max_steps == 5
+    assert load_config({**SFT, "train": {"max_steps": 5}}, keywords={"train.num_epochs": 1.0}).train.max_steps is None
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "run.yaml").write_text("base: base.yaml\ntrain: {max_steps: 7}\n")
+    assert load_config(tmp_path / "run.yaml").train.max_steps == 7
+
+
+def test_yaml_anchors_and_merge_keys_work():
+    text = "a: &a {seed: 1, max_steps: 2}\nb: {<<: *a, seed: 3}"
+    assert parse_yaml(text)["b"] == {"seed": 3, "max_steps": 2}
+
+
 def test_overrides_reach_lists_and_replace_an_algorithm():
     raw = apply_overrides(GRPO, ["rewards.0.weight=2", "datasets.0.split=test"])
     assert raw["rewards"] == [{"type": "length", "weight": 2}]

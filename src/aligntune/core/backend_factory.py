@@ -135,6 +135,8 @@ def _create(kind: Kind, config: ConfigSource | None, keywords: dict[str, Any], s
         missing = [k for k, dotted in wanted.items() if dotted not in keys]
         if missing:
             raise ConfigurationError(f"missing arguments: {', '.join(missing)}", hint="or give config=<file>")
+    elif isinstance(config, Mapping) and not {"task", "algo"} & set(config):
+        config = {**start, **config}
     loaded = load_config(config, keywords=keys)  # type: ignore[arg-type]
     return create_trainer(loaded, expect=kind)
 

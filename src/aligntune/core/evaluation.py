@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
+from aligntune.errors import ValidationError
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
@@ -54,6 +55,10 @@ def _likelihood(trainer: Trainer, rows: Any) -> dict[str, float]:
         max_length=trainer.config.model.max_seq_length,
     )
     tokens = sum(n for _, n in scored)
+    if not tokens:
+        raise ValidationError(
+            "the held-out rows have no token to measure", hint="raise model.max_seq_length, or check the data's answers"
+        )
     nll = sum(s for s, _ in scored) / tokens
     return {"nll": nll, "perplexity": math.exp(min(nll, 700.0)), "tokens": float(tokens), "rows": float(len(scored))}
 
@@ -113,8 +118,9 @@ def reference_of(trainer: Trainer) -> Iterator[Any]:
 
 def _reward(trainer: Trainer, rows: Any) -> dict[str, float]:
     prompts, answers, columns = answer_rows(trainer, rows)
-    scores = trainer.rewards.score_batch(answers, columns)
-    lengths = [len(ids) for ids in trainer.tokenizer(answers, add_special_tokens=False)["input_ids"]]
+    ids = trainer.tokenizer(answers, add_special_tokens=False)["input_ids"]
+    scores = trainer.rewards.score_batch(answers, {**columns, "completion_ids": ids})
+    lengths = [len(row) for row in ids]
     values = {
         "reward": _mean(scores.total),
         "completions/mean_length": _mean(lengths),

@@ -35,6 +35,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, which the base class resolves
+                continue
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if isinstance(key, (str, int, float)) and key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -102,6 +104,10 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_yaml(path.parent / base, (*_seen, path.resolve())), raw)
 
 
+_EITHER = {"train.max_steps": "num_epochs", "train.num_epochs": "max_steps"}
+"""Two ways to say how long to train; one that is given later replaces the other."""
+
+
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` over `below`: mappings are merged key by key, everything else is replaced.
 
@@ -120,6 +126,9 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
                 and value.get("name", old.get("name")) != old.get("name")
             ):
                 old = None
+        if key == "train" and isinstance(old, Mapping) and isinstance(value, Mapping):
+            beaten = {other for dotted, other in _EITHER.items() if dotted.partition(".")[2] in value}
+            old = {k: v for k, v in old.items() if k not in beaten}
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
@@ -131,6 +140,8 @@ def set_key(raw: dict[str, Any], dotted: str, value: Any) -> None:
         ConfigurationError: the path leads through a value that is neither a mapping nor a list.
     """
     *parents, last = dotted.split(".")
+    if dotted in _EITHER and isinstance(raw.get("train"), dict):  # the length is one choice: the later one wins
+        raw["train"].pop(_EITHER[dotted], None)
     node: Any = raw
     for part in parents:
         if isinstance(node, list):

@@ -63,7 +63,7 @@ class RunConfig:
     """The training stack: the only line that changes between backends."""
     isolation: Literal["auto", "process"] = "auto"
     """auto: train in this process, and refuse where another backend was imported first. process: train in a
-    fresh process and bring the results back (DESIGN: only a process boundary isolates)."""
+    fresh process and bring the results back, because only a process boundary isolates."""
     output_dir: str = "runs/run"
     """The run's folder; a finished run in it is never overwritten."""
 

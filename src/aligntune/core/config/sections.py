@@ -96,7 +96,8 @@ class DatasetConfig:
     max_samples: PositiveInt | None = None
     """Keep this many rows, drawn with the run's seed; None keeps all."""
     weight: PositiveFloat = 1.0
-    """Share of this source among several: each is drawn in proportion to its weight."""
+    """Share of this source among several. Equal weights join all sources whole; else each is drawn, without
+    repetition, in proportion to its weight."""
 
 
 Dataset = Annotated[DatasetConfig, BeforeValidator(_as_dataset)]
@@ -187,7 +188,7 @@ class EvaluationConfig:
     batch_size: PositiveInt = 8
     """Sequences per forward pass in evaluation (Transformers)."""
     max_new_tokens: PositiveInt = 256
-    """Most new tokens per answer (as `generation.max_completion_length`)."""
+    """Most new tokens per answer; in policy optimisation at most `generation.max_completion_length`."""
     temperature: NonNegativeFloat = 0.0
     """0 decodes greedily, which makes evaluation repeatable."""
 
@@ -227,7 +228,7 @@ class RewardConfig:
     deadline: PositiveFloat | None = None
     """Most seconds per text, in place of the reward's own deadline."""
     on_error: Literal["raise", "skip"] = "raise"
-    """A reward that raises stops the run, or is counted and left out of the sum (`skip`)."""
+    """A reward that raises stops the run, or is counted and gives no score, which leaves the row out (`skip`)."""
 
 
 Reward = Annotated[RewardConfig, BeforeValidator(_as_reward)]
