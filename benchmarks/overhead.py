@@ -25,7 +25,7 @@ import machine
 import yaml
 
 HERE = Path(__file__).parent
-STEPS = {"sft": 1400, "dpo": 520, "grpo": 300}
+STEPS = {"sft": 640, "dpo": 270, "grpo": 170}
 SETTINGS = {
     "sft": {"task": {"name": "instruction_following"}, "train": {"learning_rate": 1e-4, "per_device_batch_size": 32}},
     "dpo": {"algo": {"name": "dpo"}, "train": {"learning_rate": 1e-5, "per_device_batch_size": 32}},

@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart.py [--seeds 0 1 2] [--fast] [--out benchmarks/results/quickstart.json]
 
-Bars, for each seed: SFT at least 30 points above the base, and between 40 and 75%; GRPO at least 8 points above SFT, the
-paired interval above zero; DPO's preference accuracy at least 0.65 on at least 300 held-out pairs, its interval above
+Bars, for each seed: SFT at least 30 points above the base, and between 40 and 75%; GRPO at least 8 points above SFT,
+the paired interval above zero; DPO's preference accuracy at least 0.65 on at least 300 held-out pairs, its interval above
 0.5 and above the SFT model's own ranking; at most 4 minutes and 3 GB for the whole process on two idle cores.
 """
 

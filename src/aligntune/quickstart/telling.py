@@ -44,7 +44,7 @@ def _stage(story: Story, stage: StageResult, preference: dict[str, Any]) -> dict
         "parent": stage.parent,
         "accuracy": {"value": accuracy.estimate, "low": accuracy.low, "high": accuracy.high},
         "mean_reward": sum(item["reward"] for item in stage.items) / len(stage.items),
-        "step_by_step": sum("\n" in item["output"].strip() for item in stage.items) / len(stage.items),
+        "step_by_step": sum(_worked(item) for item in stage.items) / len(stage.items),
         "seconds": round(stage.seconds, 1),
         "peak_memory": stage.peak_memory or None,
     }
@@ -54,6 +54,11 @@ def _stage(story: Story, stage: StageResult, preference: dict[str, Any]) -> dict
     if stage.name == "dpo":
         row["preference_accuracy"] = preference["dpo"]
     return row
+
+
+def _worked(item: dict[str, Any]) -> bool:
+    """Whether an answer in the right format has something before its last line."""
+    return bool(item["rewards/answer_format"]) and "\n" in item["output"].strip()
 
 
 def _samples(story: Story) -> list[dict[str, Any]]:
@@ -160,7 +165,10 @@ def write_report(story: Story, data: dict[str, Any]) -> str:
         "and DPO both start from SFT. On the held-out pairs, SFT's own ranking agrees with the reward in "
         f"{_interval(ranking['sft_ranking'])}, DPO's in {_interval(ranking['dpo'])}."
     )
-    measured = f"{data['problems']} held-out problems, greedy decoding, seed {data['seed']}; {ranking['pairs']} pairs"
+    measured = (
+        f"{data['problems']} held-out problems, greedy decoding, seed {data['seed']}; "
+        f"preference accuracy on {ranking['pairs']} held-out pairs"
+    )
     return str(
         build_story("Quickstart", stages, story.out / "report.html", lead=lead, samples=samples, measured_on=measured)
     )
