@@ -3,8 +3,8 @@
     python benchmarks/quickstart.py [--seeds 0 1 2] [--fast] [--out benchmarks/results/quickstart.json]
 
 Bars, for each seed: SFT at least 30 points above the base, and between 40 and 75%; GRPO at least 8 points above SFT,
-the paired interval above zero; DPO's preference accuracy at least 0.65 on at least 300 held-out pairs, its interval above
-0.5 and above the SFT model's own ranking; at most 4 minutes and 3 GB for the whole process on two idle cores.
+the paired interval above zero; DPO's preference accuracy at least 0.65 on at least 300 held-out pairs, its interval
+above 0.5, and above the SFT model's own ranking; at most 4 minutes and 3 GB for the process on two idle cores.
 """
 
 from __future__ import annotations
@@ -77,9 +77,8 @@ def main() -> None:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(report, indent=1) + "\n")
             missed = [bar for bar, kept in result["bars"].items() if not kept]
-            print(
-                f"seed {seed}: {result['wall']:.0f} s, {result['peak_gb']:.2f} GB, missed: {', '.join(missed) or 'none'}"
-            )
+            cost = f"{result['wall']:.0f} s, {result['peak_gb']:.2f} GB"
+            print(f"seed {seed}: {cost}, missed: {', '.join(missed) or 'none'}", flush=True)
     if not options.fast and any(not all(r["bars"].values()) for r in report["runs"]):
         raise SystemExit(1)
 

@@ -160,8 +160,8 @@ def write_report(story: Story, data: dict[str, Any]) -> str:
     ]
     ranking = data["preference"]
     lead = (
-        "A model of 0.7 million parameters learns which way of answering earns more. The base model can add numbers but "
-        "does not know the answer format; SFT teaches it with two ways of answering, at once or step by step; GRPO "
+        "A model of 0.7 million parameters learns which way of answering earns more. The base model can add numbers "
+        "but does not know the answer format; SFT teaches it with two ways of answering, at once or step by step; GRPO "
         "and DPO both start from SFT. On the held-out pairs, SFT's own ranking agrees with the reward in "
         f"{_interval(ranking['sft_ranking'])}, DPO's in {_interval(ranking['dpo'])}."
     )
