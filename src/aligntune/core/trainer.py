@@ -207,9 +207,7 @@ class Trainer:
             self.state.status = "interrupted"
             self._run.mark_interrupted()
             raise
-        except (
-            BaseException
-        ) as error:  # every other end of a run is a failure: say so in the manifest, and let it through
+        except BaseException as error:  # every other end is a failure: the manifest says so, and it goes on up
             self.state.status = "failed"
             self._run.mark_failed(error)
             raise
