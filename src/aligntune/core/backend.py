@@ -54,6 +54,13 @@ class Backend(Protocol):
     def args_class(self, params: AlgorithmParams) -> type:
         """Its configuration class, after `prepare`."""
 
+    def fingerprint(self) -> dict[str, Any]:
+        """The fingerprint of the loaded training code (`core.isolation.fingerprint`), once the classes are loaded.
+
+        Raises:
+            EnvironmentError: code of another backend stands where this one's should.
+        """
+
     def arguments(self, config: RunConfig) -> dict[str, Any]:
         """Values of the trainer's configuration that belong to the backend."""
 

@@ -187,9 +187,11 @@ class Trainer:
         self._eval_rows()
         self._probe_rewards()
         self._load()
+        self.backend.trainer_class(self.config.algorithm)  # loads the code that the fingerprint describes
+        code = self.backend.fingerprint()
         self._run = RunFolder.claim(self.config.output_dir, resume=resume is not None)
         with self._closing_run():
-            self._write_header()
+            self._write_header(code)
             if checkpoint:
                 self._run.rewind(checkpoint.step)
             with quiet_libraries():
@@ -292,14 +294,12 @@ class Trainer:
 
     # ---- what is written while it trains ------------------------------------------------------------------
 
-    def _write_header(self) -> None:
-        from aligntune.core.isolation import fingerprint
+    def _write_header(self, code: dict[str, Any]) -> None:
         from aligntune.utils import manifest
         from aligntune.utils.device import DeviceManager
 
         self._run.write_config(effective(self.config))
         sources = {r.name: r.source for r in self.rewards.components} if self.rewards is not None else {}
-        self.backend.trainer_class(self.config.algorithm)  # loads the code that the fingerprint describes
         entries = manifest.collect(
             self.config,
             datasets=[d for d in (self._train_data, self._eval_data) if d is not None],
@@ -307,7 +307,7 @@ class Trainer:
             model_path=self._loaded.path,
             revision=self.config.model.revision,
             reward_sources=sources,
-            fingerprint=fingerprint(),
+            fingerprint=code,
             device=DeviceManager(self.config.model.device).summary(),
             extra={
                 "notes": self.notes,

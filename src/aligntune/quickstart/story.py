@@ -35,11 +35,16 @@ CORRECT = "rewards/math_correctness"
 """The component of the evaluation's reward that says whether an answer is right."""
 FAST: dict[str, list[str]] = {
     "sft": ["train.max_steps=80"],
-    "grpo": ["train.max_steps=12"],
-    "dpo": ["train.max_steps=20"],
+    "grpo": [
+        "train.max_steps=12",
+        "train.learning_rate=3e-4",
+        "train.warmup_steps=2",
+        "train.per_device_batch_size=64",
+    ],
+    "dpo": ["train.max_steps=12", "train.learning_rate=2e-4", "train.warmup_steps=1"],
 }
 """What `--fast` changes: the same stages, too short to meet the full run's bars."""
-FAST_SIZES = {"pairs_train": 200, "pairs_test": 100}
+FAST_SIZES = {"pairs_train": 150, "pairs_test": 150}
 SECONDS = {"data": 2, "base": 8, "sft": 45, "pairs": 12, "grpo": 50, "dpo": 20, "evaluate": 8}
 """Rough seconds per step on an idle core, for the estimate of the time left; corrected as steps end."""
 

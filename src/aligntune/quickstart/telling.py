@@ -95,7 +95,8 @@ def tell(story: Story, data: dict[str, Any]) -> str:
     lines += [
         "",
         f"preference accuracy on {p['pairs']} held-out pairs: DPO {_interval(p['dpo'])}, "
-        f"SFT's own ranking {_interval(p['sft_ranking'])}",
+        f"SFT's own ranking {_interval(p['sft_ranking'])} by log-probability,",
+        f"  {_interval(p['sft_ranking_per_token'])} by log-probability per token",
     ]
     for sample in data["samples"]:
         lines += ["", f"{sample['prompt']}  (right: {sample['reference']})"]
@@ -162,8 +163,9 @@ def write_report(story: Story, data: dict[str, Any]) -> str:
     lead = (
         "A model of 0.7 million parameters learns which way of answering earns more. The base model can add numbers "
         "but does not know the answer format; SFT teaches it with two ways of answering, at once or step by step; GRPO "
-        "and DPO both start from SFT. On the held-out pairs, SFT's own ranking agrees with the reward in "
-        f"{_interval(ranking['sft_ranking'])}, DPO's in {_interval(ranking['dpo'])}."
+        "and DPO both start from SFT. On the held-out pairs, DPO's implicit reward agrees with the reward in "
+        f"{_interval(ranking['dpo'])}; SFT's own ranking does in {_interval(ranking['sft_ranking'])} by the "
+        f"log-probability of the answer, and in {_interval(ranking['sft_ranking_per_token'])} by that per token."
     )
     measured = (
         f"{data['problems']} held-out problems, greedy decoding, seed {data['seed']}; "

@@ -35,12 +35,15 @@ class TRLBackend:
 
     def trainer_class(self, params: AlgorithmParams) -> type:
         found: type = import_attribute(params.trainer)
-        assert_unpatched()
         return found
 
     def args_class(self, params: AlgorithmParams) -> type:
         found: type = import_attribute(params.args)
         return found
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the loaded training code; refuses a process in which any of it was replaced."""
+        return assert_unpatched()
 
     def arguments(self, config: RunConfig) -> dict[str, Any]:
         """How TRL loads the reference model again, where it does (a full fine-tune with a reference)."""

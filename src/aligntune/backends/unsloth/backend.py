@@ -17,7 +17,7 @@ from typing import Any
 
 from aligntune.algorithms.base import AlgorithmParams
 from aligntune.core.config.root import RunConfig
-from aligntune.core.isolation import enter_unsloth
+from aligntune.core.isolation import enter_unsloth, fingerprint
 from aligntune.errors import ConfigurationError, EnvironmentError
 from aligntune.registry import import_attribute
 
@@ -113,6 +113,10 @@ class UnslothBackend:
     def args_class(self, params: AlgorithmParams) -> type:
         found: type = import_attribute(params.args)
         return found
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the loaded training code, with the parts that Unsloth replaced named."""
+        return fingerprint()
 
     def arguments(self, config: RunConfig) -> dict[str, Any]:
         return {}
