@@ -1,0 +1,112 @@
+"""The quickstart from end to end in its short form, once: stages, figures that can be recomputed, report, recipes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aligntune.errors import ConfigurationError
+from aligntune.quickstart.problems import FILES
+from aligntune.quickstart.story import Clock, run_quickstart
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("quick start") / "it's here"  # a space and a quote in the path
+    lines: list[str] = []
+    data, text = run_quickstart(out, fast=True, seed=0, say=lines.append)
+    return {"out": out, "data": data, "text": text, "lines": lines}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_stages_come_in_order_with_their_parents(told: dict[str, Any]) -> None:
+    stages = told["data"]["stages"]
+    assert [(s["name"], s["parent"]) for s in stages] == [
+        ("base", None), ("sft", "base"), ("grpo", "sft"), ("dpo", "sft"),
+    ]  # fmt: skip
+    assert told["data"]["problems"] == 500
+    assert len(told["lines"]) == 7
+    assert all("left)" in line for line in told["lines"])
+
+
+def test_each_accuracy_is_what_the_stored_answers_say(told: dict[str, Any]) -> None:
+    gold = {row["prompt"][-1]["content"]: row["answer"] for row in read(told["out"] / "data" / FILES["test"])}
+    for stage in told["data"]["stages"]:
+        items = read(told["out"] / stage["name"] / "eval" / "items" / "sums.jsonl")
+        assert len(items) == 500
+        if stage["name"] == "base":  # it never writes the format; its answers run on into new sums
+            assert stage["accuracy"]["value"] < 0.05
+            continue
+        right = 0
+        for item in items:
+            numbers = re.findall(r"-?\d+", item["output"].rpartition("####")[2])
+            right += "####" in item["output"] and numbers[:1] == [gold[item["prompt"][-1]["content"]]]
+        assert abs(stage["accuracy"]["value"] - right / 500) <= 0.02  # this reading is cruder than the grader's
+        assert stage["accuracy"]["low"] < stage["accuracy"]["value"] < stage["accuracy"]["high"]
+
+
+def test_sft_teaches_and_grpo_improves_on_it(told: dict[str, Any]) -> None:
+    by_name = {s["name"]: s for s in told["data"]["stages"]}
+    assert by_name["sft"]["difference"]["low"] > 0.2
+    assert by_name["grpo"]["difference"]["low"] > 0.05
+    assert by_name["grpo"]["mean_reward"] > by_name["sft"]["mean_reward"] + 0.05
+
+
+def test_pairs_rank_a_right_answer_above_a_wrong_one_and_do_not_leak(told: dict[str, Any]) -> None:
+    train, held_out = (read(told["out"] / "data" / f"pairs_{name}.jsonl") for name in ("train", "test"))
+    assert told["data"]["preference"]["pairs"] == len(held_out) > 30
+    assert all(p["chosen_reward"] == pytest.approx(1.1) and p["rejected_reward"] < 1 for p in train + held_out)
+    seen = {p["prompt"][-1]["content"] for p in train}
+    assert not seen & {p["prompt"][-1]["content"] for p in held_out}
+
+
+def test_the_report_stands_alone(told: dict[str, Any]) -> None:
+    page = (told["out"] / "report.html").read_text(encoding="utf-8")
+    for name in ("Base", "SFT", "GRPO", "DPO"):
+        assert name in page
+    assert not re.findall(r"(?:src|href)=[\"']https?://", page)
+    assert "<script" not in page
+    assert str(told["out"] / "report.html") in told["text"]
+
+
+def test_the_report_opens_in_a_browser(told: dict[str, Any], tmp_path: Path) -> None:
+    from test_report_browser import BROWSER, chromium
+
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    picture = tmp_path / "page.png"
+    chromium(tmp_path, told["out"] / "report.html", f"--screenshot={picture}", "--window-size=1200,3000")
+    assert picture.stat().st_size > 50_000  # an empty page of this size takes a tenth
+
+
+def test_each_recipe_can_be_run_alone(told: dict[str, Any], cli: Any, tmp_path: Path) -> None:
+    for name in ("sft", "grpo", "dpo"):
+        file = told["out"] / "recipes" / f"{name}.yaml"
+        assert cli("train", file, f"output_dir={json.dumps(str(tmp_path / name))}", "--dry-run").code == 0
+    ran = cli(
+        "train", told["out"] / "recipes" / "dpo.yaml", f"output_dir={json.dumps(str(tmp_path / 'dpo'))}", "--json"
+    )
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "dpo" / "model.safetensors").read_bytes() == (
+        told["out"] / "dpo" / "model.safetensors"
+    ).read_bytes()  # the same run, bit for bit
+
+
+def test_a_second_quickstart_does_not_overwrite_the_first(told: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="holds a quickstart already"):
+        run_quickstart(told["out"], fast=True)
+
+
+def test_the_clock_learns_from_what_a_step_took() -> None:
+    lines: list[str] = []
+    clock = Clock({"a": 0.0, "b": 100.0}, lines.append)
+    clock.begin("a", "first")
+    clock.begin("b", "second")
+    assert lines == ["first  (about 100 s left)", "second  (about 100 s left)"]
