@@ -1,8 +1,8 @@
 """Preference pairs for the quickstart: sample answers from a model, rank them with the reward, keep clear differences.
 
 For each prompt, k answers are sampled at temperature 1; `chosen` is one with the full reward, `rejected` one that the
-first reward (right or wrong) gave 0. A prompt whose answers are all right or all wrong gives no pair; no prompt gives
-more than one.
+first reward (right or wrong) gave 0 and that is not empty. A prompt whose answers are all right or all wrong gives no
+pair; no prompt gives more than one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def sample_pairs(
     for i, row in enumerate(rows):
         group = range(i * samples, (i + 1) * samples)
         good = [j for j in group if scores.components[first.name][j] == right and _near(scores.total[j], full)]
-        bad = [j for j in group if scores.components[first.name][j] == 0]
+        bad = [j for j in group if scores.components[first.name][j] == 0 and texts[j].strip()]
         if good and bad:
             pairs.append(_pair(row["prompt"], rng.choice(good), rng.choice(bad), texts, scores.total))
     if not pairs:
