@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aligntune.data.manager import prepare_dataset as prepare_dataset
     from aligntune.data.presets import PRESETS as PRESETS
     from aligntune.data.presets import Preset as Preset
-    from aligntune.data.render import render as render
+    from aligntune.data.rendering import render as render
     from aligntune.data.resolver import LoaderResolver as LoaderResolver
 
 _NAMES = {
@@ -41,7 +41,7 @@ _NAMES = {
     "Prepared": "manager",
     "Preset": "presets",
     "prepare_dataset": "manager",
-    "render": "render",
+    "render": "rendering",
 }
 
 __all__ = sorted(_NAMES)
