@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from aligntune.errors import ConfigurationError
@@ -40,6 +41,24 @@ def import_attribute(path: str) -> Any:
     for part in attribute.split("."):
         target = getattr(target, part)
     return target
+
+
+def lazy_names(package: str, paths: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A package's `__getattr__` and `__dir__` (PEP 562) that import a public name when it is first used.
+
+    Args:
+        package: the package's `__name__`.
+        paths: public name to `"module:attribute"`.
+    """
+
+    def get(name: str) -> Any:
+        if name not in paths:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = import_attribute(paths[name])
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, lambda: sorted(paths)
 
 
 class Registry(Generic[T]):

@@ -9,9 +9,9 @@ Names are imported on first use; importing this package imports no library.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from aligntune.registry import import_attribute
+from aligntune.registry import lazy_names
 
 if TYPE_CHECKING:
     from aligntune.data.loaders.base import BaseLoader as BaseLoader
@@ -45,15 +45,4 @@ _NAMES = {
 }
 
 __all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = import_attribute(f"{__name__}.{_NAMES[name]}:{name}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, {name: f"{__name__}.{module}:{name}" for name, module in _NAMES.items()})

@@ -5,9 +5,9 @@ Names are resolved on first use, because algorithms build on `base` while `io` b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from aligntune.registry import import_attribute
+from aligntune.registry import lazy_names
 
 if TYPE_CHECKING:
     from aligntune.core.config.base import UNSET as UNSET
@@ -70,18 +70,7 @@ _MODULES = {
         "TrainConfig",
     ),
 }
-_NAMES = {name: module for module, names in _MODULES.items() for name in names}
+_PATHS = {name: f"{__name__}.{module}:{name}" for module, names in _MODULES.items() for name in names}
 
-__all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = import_attribute(f"{__name__}.{_NAMES[name]}:{name}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__ = sorted(_PATHS)
+__getattr__, __dir__ = lazy_names(__name__, _PATHS)
