@@ -28,7 +28,7 @@ import machine
 import yaml
 
 HERE = Path(__file__).parent
-STEPS = {"sft": 950, "dpo": 270, "grpo": 170}
+STEPS = {"sft": 750, "dpo": 270, "grpo": 190}
 SETTINGS = {
     "sft": {"task": {"name": "instruction_following"}, "train": {"learning_rate": 1e-4, "per_device_batch_size": 32}},
     "dpo": {"algo": {"name": "dpo"}, "train": {"learning_rate": 1e-5, "per_device_batch_size": 32}},

@@ -33,7 +33,7 @@ def plain(kind: str, model: Path, folder: Path, **changes: Any) -> dict[str, Any
         folder: where data and the run's folder (`out`) go; the data are written once.
         changes: dotted keys with `__` for the dot, such as `train__max_steps=3`.
     """
-    from aligntune.core.config.io import set_key
+    from aligntune.core.config.reading import set_key
 
     rows = write_rows(folder / f"{kind}.jsonl", PAIRS if kind == "dpo" else SFT_ROWS)
     raw: dict[str, Any] = {

@@ -10,7 +10,9 @@ Names are resolved on first use, so `import aligntune` costs milliseconds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aligntune.registry import lazy_names
 
 __version__ = "0.1.0"
 
@@ -36,19 +38,7 @@ _NAMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'aligntune' has no attribute '{name}'")
-    from aligntune.registry import import_attribute
-
-    value = import_attribute(_NAMES[name])
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*_NAMES, "__version__"])
-
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)
 
 __all__ = [
     "RLConfig",

@@ -104,6 +104,13 @@ def test_a_second_quickstart_does_not_overwrite_the_first(told: dict[str, Any]) 
         run_quickstart(told["out"], fast=True)
 
 
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigurationError, match="is a file, not a folder"):
+        run_quickstart(tmp_path / "file", fast=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_the_clock_learns_from_what_a_step_took() -> None:
     lines: list[str] = []
     clock = Clock({"a": 0.0, "b": 100.0}, lines.append)

@@ -92,6 +92,42 @@ def test_wrong_values_name_their_key(override, part):
     assert part in refused(GRPO, override).message
 
 
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        ({**SFT, "output-dir": "x"}, "output-dir: unknown key; did you mean 'output_dir'"),
+        ({**SFT, "task": {"name": "instruction_following", "pack-ing": True}}, "task.pack-ing: unknown key"),
+        ({**SFT, "train": {"learning-rate": 1e-3}}, "train.learning-rate: unknown key; did you mean 'learning_rate'"),
+        ({**SFT, "dataset[0]": "x"}, "dataset[0]: unknown key; did you mean 'dataset'"),
+    ],
+)
+def test_keys_of_any_spelling_are_named(raw, path):
+    error = refused(raw)
+    assert path in f"{error.message}; {error.hint}"
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("train.learning_rate=.inf", "train.learning_rate"),
+        ("train.learning_rate=true", "train.learning_rate: must be a number (got True)"),
+        ("train.seed=true", "train.seed: must be a number"),
+        ("train.gradient_checkpointing='yes'", "train.gradient_checkpointing: must be true or false (got 'yes')"),
+        ("train.seed=4294967296", "train.seed"),
+        ("output_dir=''", "output_dir"),
+    ],
+)
+def test_values_that_are_read_as_something_else_are_refused(override, part):
+    assert part in refused(SFT, override).message
+
+
+def test_unreadable_yaml_is_told(tmp_path):
+    with pytest.raises(ConfigurationError, match="is a folder"):
+        read_yaml(tmp_path)
+    with pytest.raises(ConfigurationError, match="contains itself"):
+        build_config(parse_yaml("task: instruction_following\ntrain: &t {adam_beta1: *t}"))
+
+
 def test_unknown_algorithm_names_the_nearest_and_a_task_is_pointed_at_its_section():
     assert "did you mean 'grpo'" in refused({**GRPO, "algo": "gpro"}).hint
     assert "write `task: instruction_following`" in refused({**GRPO, "algo": "sft"}).hint
@@ -243,6 +279,13 @@ def test_keywords_that_nobody_knows_are_refused_with_the_nearest():
         keywords_to_keys("rl", {"reward_functions": ["a", "b"], "reward_function_weights": [1]})
     with pytest.raises(ConfigurationError, match="use_peft is False"):
         keywords_to_keys("sft", {"use_peft": False, "lora_r": 3})
+    with pytest.raises(ConfigurationError) as caught:
+        keywords_to_keys("sft", {"beta": 1, "task_type": "instruction_following"})
+    assert (caught.value.message, caught.value.hint) == (
+        "'beta' is no parameter of instruction_following", "it belongs to dpo, grpo",
+    )  # fmt: skip
+    with pytest.raises(ConfigurationError, match="'rewards' is no parameter"):
+        keywords_to_keys("sft", {"rewards": ["length"]})
     assert keywords_to_keys("sft", {"use_peft": True}) == {"model.peft": {}}
     assert keywords_to_keys("rl", {"train__adam_beta1": 0.8}) == {"train.adam_beta1": 0.8}
 

@@ -24,7 +24,8 @@ import helpers
 from aligntune.algorithms.base import algorithm_names, get_algorithm, get_task, task_names
 from aligntune.core.config import DatasetConfig, PeftConfig, RewardConfig, RLConfig, SFTConfig
 from aligntune.core.config.base import is_section, to_plain, walk
-from aligntune.core.config.io import build_config, set_key
+from aligntune.core.config.io import build_config
+from aligntune.core.config.reading import set_key
 from aligntune.errors import AlignTuneError, ConfigurationError
 
 HERE = Path(__file__)

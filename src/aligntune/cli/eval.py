@@ -73,7 +73,8 @@ def build(file: str | None, overrides: list[str], flags: dict[str, Any], names: 
     Raises:
         ConfigurationError: with every fault in one message.
     """
-    from aligntune.core.config.io import apply_overrides, parse_section, read_yaml, set_key
+    from aligntune.core.config.io import parse_section
+    from aligntune.core.config.reading import apply_overrides, read_yaml, set_key
     from aligntune.eval.config import EvalConfig, check_eval_config
 
     raw = read_yaml(file) if file else _one_task(flags)

@@ -13,7 +13,9 @@ from aligntune.cli.console import Output, Settings, shared
 @click.command(short_help="Train and evaluate a small real model here, in minutes.")
 @click.option("--out", metavar="DIR", help="Where the runs go.  [default: runs/quickstart, then runs/quickstart-2 ...]")
 @click.option("--fast", is_flag=True, help="The same stages in about a minute, with less to show.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of every stage.")
+@click.option(
+    "--seed", type=click.IntRange(min=0, max=2**32 - 1), default=0, show_default=True, help="Seed of every stage."
+)
 @shared
 def command(settings: Settings, out: str | None, fast: bool, seed: int) -> Output:
     """Train a small real model on this machine: evaluate, SFT, GRPO, DPO, and evaluate every stage again.

@@ -96,6 +96,8 @@ def command(settings: Settings, arguments: tuple[str, ...], dry_run: bool, resum
     given = {FLAGS[k]: list(v) if k == "reward" else v for k, v in flags.items() if v not in (None, ())}
     config = build(file, overrides, given)
     if dry_run:
+        if resume:
+            raise ConfigurationError("--resume has no effect with --dry-run", hint="leave one of the two out")
         return _describe(config)
     return _train(config, resume)
 
@@ -139,8 +141,16 @@ def _kind(raw: dict[str, Any], overrides: list[str], keywords: dict[str, Any], f
 
 def _describe(config: RLConfig | SFTConfig) -> Output:
     from aligntune.core.backend_factory import describe
+    from aligntune.core.checks import check_packages
     from aligntune.core.config import dump_config
+    from aligntune.data.presets import get_preset
+    from aligntune.utils.run_folder import RunFolder
 
+    check_packages(config)
+    RunFolder.check(config.output_dir)
+    for source in (*config.sources, config.evaluation.dataset):
+        if source is not None and source.preset is not None:
+            get_preset(source.preset)
     if config.algorithm.uses_rewards:
         from aligntune.rewards import build_rewards
 

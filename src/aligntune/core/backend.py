@@ -7,10 +7,12 @@ themselves are written once, above. `BACKENDS` is the one place that lists them.
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from aligntune.core.isolation import fingerprint
 from aligntune.errors import ConfigurationError, EnvironmentError
 from aligntune.registry import import_attribute, nearest
 
@@ -33,11 +35,12 @@ class TrainingType(StrEnum):
     RL = "rl"
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """How one training stack prepares a process, loads models and supplies trainer classes."""
 
     name: str
 
+    @abstractmethod
     def prepare(self, config: RunConfig) -> None:
         """Make the process ready: environment, guards, import order.
 
@@ -45,24 +48,29 @@ class Backend(Protocol):
             EnvironmentError: a package is missing, or another backend was imported first.
         """
 
+    @abstractmethod
     def load_model(self, config: RunConfig) -> Any:
         """Model and tokenizer as `aligntune.utils.Loaded`, with adapters applied."""
 
     def trainer_class(self, params: AlgorithmParams) -> type:
-        """The class that trains this algorithm, after `prepare`."""
+        """The class that trains this algorithm, after `prepare`: TRL's, or what the backend has put in its place."""
+        return import_attribute(params.trainer)  # type: ignore[no-any-return]
 
     def args_class(self, params: AlgorithmParams) -> type:
         """Its configuration class, after `prepare`."""
+        return import_attribute(params.args)  # type: ignore[no-any-return]
+
+    def arguments(self, config: RunConfig) -> dict[str, Any]:
+        """Values of the trainer's configuration that belong to the backend."""
+        return {}
 
     def fingerprint(self) -> dict[str, Any]:
-        """The fingerprint of the loaded training code (`core.isolation.fingerprint`), once the classes are loaded.
+        """The fingerprint of the loaded training code, once the classes are loaded.
 
         Raises:
             EnvironmentError: code of another backend stands where this one's should.
         """
-
-    def arguments(self, config: RunConfig) -> dict[str, Any]:
-        """Values of the trainer's configuration that belong to the backend."""
+        return fingerprint()
 
 
 @dataclass(frozen=True)

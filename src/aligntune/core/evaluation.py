@@ -72,9 +72,7 @@ def _preference(trainer: Trainer, rows: Any) -> dict[str, float]:
     margins = [beta * ((pc - pr) - (bc - br)) for (pc, pr), (bc, br) in zip(policy, base, strict=True)]
     n = len(margins)
     values = {}
-    if (
-        getattr(trainer.config.algorithm, "loss_type", "sigmoid") == "sigmoid"
-    ):  # else it would not be the loss trained on
+    if getattr(trainer.config.algorithm, "loss_type", "sigmoid") == "sigmoid":  # else it is not the loss trained on
         values["loss"] = sum(math.log1p(math.exp(-abs(m))) + max(-m, 0.0) for m in margins) / n
     return {
         **values,
@@ -117,30 +115,18 @@ def reference_of(trainer: Trainer) -> Iterator[Any]:
 
 
 def _reward(trainer: Trainer, rows: Any) -> dict[str, float]:
-    prompts, answers, columns = answer_rows(trainer, rows)
-    ids = trainer.tokenizer(answers, add_special_tokens=False)["input_ids"]
-    scores = trainer.rewards.score_batch(answers, {**columns, "completion_ids": ids})
-    lengths = [len(row) for row in ids]
-    values = {
-        "reward": _mean(scores.total),
-        "completions/mean_length": _mean(lengths),
-        "rows": float(len(prompts)),
-    }
-    values |= {f"rewards/{name}": _mean(component) for name, component in scores.components.items()}
-    return {name: value for name, value in values.items() if value is not None}
+    from aligntune.eval import BaseEvaluator, EvalSettings
 
-
-def answer_rows(trainer: Trainer, rows: Any) -> tuple[list[Any], list[str], dict[str, list[Any]]]:
-    """Prompts, one answer each, and the columns that rewards may read."""
-    columns = {name: list(rows[name]) for name in rows.column_names}
-    prompts = columns["prompt"]
-    limit = getattr(trainer.config, "generation", trainer.config.evaluation)
-    most = getattr(limit, "max_completion_length", trainer.config.evaluation.max_new_tokens)
-    return (
-        prompts,
-        trainer.generate(prompts, max_new_tokens=min(most, trainer.config.evaluation.max_new_tokens)),
-        columns,
+    e, seed = trainer.config.evaluation, trainer.config.train.seed
+    most = trainer.config.generation.max_completion_length  # type: ignore[attr-defined]
+    settings = EvalSettings(
+        max_new_tokens=min(most, e.max_new_tokens), temperature=e.temperature, batch_size=e.batch_size
     )
+    evaluator = BaseEvaluator(trainer.model, trainer.tokenizer, seed=seed, rewards=trainer.rewards)
+    values = evaluator.evaluate(rows, "reward", settings)
+    values["completions/mean_length"] = values.pop("tokens")  # TRL's name for it
+    values["completions/terminated"] = values.pop("finished")
+    return {**values, "rows": float(len(rows))}
 
 
 def sample_answers(trainer: Trainer, prepared: Any, count: int) -> list[dict[str, Any]]:
@@ -154,8 +140,3 @@ def sample_answers(trainer: Trainer, prepared: Any, count: int) -> list[dict[str
         return []
     answers = trainer.generate(prompts) if prompts else []
     return [{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)]
-
-
-def _mean(values: list[Any]) -> Any:
-    present = [float(v) for v in values if v is not None]
-    return sum(present) / len(present) if present else None

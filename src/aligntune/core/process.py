@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from aligntune import errors
+from aligntune.core.config.base import to_plain
 from aligntune.core.config.io import build_config, effective
 from aligntune.core.config.root import RunConfig
 from aligntune.core.isolation import FLAGS
@@ -49,7 +50,7 @@ class ProcessTrainer:
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
         """See `Trainer.evaluate`; the data set is a path, a hub id or a mapping."""
-        plain = str(dataset) if isinstance(dataset, Path) else dataset
+        plain = str(dataset) if isinstance(dataset, Path) else to_plain(dataset)
         return dict(self._call("evaluate", dataset=plain))
 
     def generate(self, prompts: Any, **options: Any) -> list[str]:

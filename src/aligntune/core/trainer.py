@@ -365,6 +365,8 @@ class Trainer:
     @property
     def resume_hint(self) -> str:
         """How to go on after a stop."""
+        if self._run is None:
+            return "nothing was written; start again with the same command"
         if self.state.checkpoint_path is None:
             return f"no checkpoint was written; start again with another output_dir than {self.config.output_dir}"
         return f"go on with the same command and --resume (checkpoint: {self.state.checkpoint_path})"

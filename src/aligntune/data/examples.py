@@ -13,6 +13,7 @@ Nothing here knows a tokenizer: lengths and templates come in `aligntune.data.re
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +169,7 @@ def _answer(value: Any) -> list[Message]:
 def _pair(
     prompt: list[Message], answer: Any, name: str, row: dict[str, Any], fields: Fields, schema: Schema
 ) -> Example:
-    if answer is None or answer == "" or answer == []:
+    if answer is None or answer == "" or answer == [] or (isinstance(answer, float) and not math.isfinite(answer)):
         # A policy is only prompted: the answer is a reference at most.
         if schema is not Schema.PROMPT:
             raise RowProblem(f"the {name} is empty or null")

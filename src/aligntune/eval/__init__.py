@@ -8,7 +8,9 @@ Names are resolved on first use, so importing this package imports neither torch
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aligntune.registry import lazy_names
 
 if TYPE_CHECKING:
     from aligntune.eval.config import EvalConfig, EvalSettings, EvalTask, load_eval_config
@@ -90,15 +92,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from aligntune.registry import import_attribute
-
-    value = import_attribute(f"aligntune.eval.{_NAMES[name]}:{name}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, {name: f"{__name__}.{module}:{name}" for name, module in _NAMES.items()})

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from aligntune.core.config.base import section
-from aligntune.core.config.io import apply_overrides, changed_keys, parse_section, read_yaml
-from aligntune.core.config.sections import Dataset, ModelConfig, OpenFraction, Reward
+from aligntune.core.config.io import changed_keys, parse_section
+from aligntune.core.config.reading import apply_overrides, read_yaml
+from aligntune.core.config.sections import Dataset, ModelConfig, OpenFraction, Reward, Seed
 from aligntune.errors import ConfigurationError
 from aligntune.eval.registry import EvalRegistry
 
@@ -83,7 +84,7 @@ class EvalConfig:
     """Evaluation runs on Transformers, which is what the TRL backend trains; there is no other yet."""
     output_dir: str | None = None
     """Folder for the results and every item; None keeps them in memory."""
-    seed: NonNegativeInt = 42
+    seed: Seed = 42
     """Seed of the draw of items and of sampling (Transformers)."""
 
 

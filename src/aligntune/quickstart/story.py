@@ -29,6 +29,8 @@ from aligntune.errors import ConfigurationError
 from aligntune.quickstart import BASE_MODEL
 from aligntune.quickstart.pairs import sample_pairs
 from aligntune.quickstart.problems import FILES, write_datasets
+from aligntune.utils.files import disk_errors
+from aligntune.utils.run_folder import RunFolder
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "quickstart"
 CORRECT = "rewards/math_correctness"
@@ -105,12 +107,13 @@ class Story:
         say: prints a line of progress.
 
     Raises:
-        ConfigurationError: `out` holds an earlier quickstart.
+        ConfigurationError: `out` holds an earlier quickstart, is a file, or cannot be written.
     """
 
     def __init__(self, out: str | Path, *, fast: bool, seed: int, say: Callable[[str], None]) -> None:
         self.out = Path(out).expanduser().absolute()
         self.fast, self.seed = fast, seed
+        RunFolder.check(self.out / "sft")  # raises where nothing can be written
         if (self.out / "data").exists() or (self.out / "report.html").exists():
             raise ConfigurationError(f"{self.out} holds a quickstart already", hint="choose another folder with --out")
         share = 0.3 if fast else 1.0
@@ -126,8 +129,9 @@ class Story:
     def prepare(self) -> None:
         """Write the data and a copy of the base model."""
         self.clock.begin("data", "writing the problems")
-        write_datasets(self.data, seed=self.seed, sizes=FAST_SIZES if self.fast else None)
-        shutil.copytree(BASE_MODEL, self.out / "base")
+        with disk_errors(self.out):
+            write_datasets(self.data, seed=self.seed, sizes=FAST_SIZES if self.fast else None)
+            shutil.copytree(BASE_MODEL, self.out / "base")
 
     def recipe(self, name: str, overrides: list[str] | None = None) -> dict[str, Any]:
         """A recipe with this run's paths, seed and `--fast` changes; written to `recipes/` for the user."""

@@ -8,7 +8,9 @@ PosixPath('out/sft/report.html')
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aligntune.registry import lazy_names
 
 if TYPE_CHECKING:
     from aligntune.report.run_page import build_report
@@ -26,13 +28,4 @@ _LAZY = {
 __all__ = ["Answer", "Interval", "Sample", "Stage", "build_report", "build_story"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from aligntune.registry import import_attribute
-
-    return import_attribute(_LAZY[name])
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

@@ -236,7 +236,7 @@ def _load_file(place: str) -> ModuleType:
     sys.path.insert(0, str(path.parent))  # the file may import its neighbours
     try:
         spec.loader.exec_module(module)
-    except Exception as e:  # user code: whatever it raises must name the file
+    except (Exception, SystemExit) as e:  # user code: whatever it raises must name the file
         del sys.modules[name]
         raise ConfigurationError(
             f"the reward file {place} failed to import: {type(e).__name__}: {e}", hint=f"run: python {place}"

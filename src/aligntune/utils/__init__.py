@@ -9,7 +9,9 @@ Names are resolved on first use (PEP 562), so `import aligntune.utils` imports n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aligntune.registry import lazy_names
 
 if TYPE_CHECKING:
     from aligntune.errors import (
@@ -48,13 +50,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from aligntune.registry import import_attribute
-
-    return import_attribute(_LAZY[name])
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

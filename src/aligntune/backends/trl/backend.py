@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from aligntune.algorithms.base import AlgorithmParams
+from aligntune.core.backend import Backend
 from aligntune.core.config.root import RunConfig
 from aligntune.core.isolation import assert_unpatched, enter_trl
 from aligntune.errors import EnvironmentError
-from aligntune.registry import import_attribute
 
 
-class TRLBackend:
+class TRLBackend(Backend):
     """See `aligntune.core.backend.Backend`."""
 
     name = "trl"
@@ -32,14 +31,6 @@ class TRLBackend:
         return ModelLoader(
             config.model, training=True, seed=t.seed, gradient_checkpointing=t.gradient_checkpointing
         ).load()
-
-    def trainer_class(self, params: AlgorithmParams) -> type:
-        found: type = import_attribute(params.trainer)
-        return found
-
-    def args_class(self, params: AlgorithmParams) -> type:
-        found: type = import_attribute(params.args)
-        return found
 
     def fingerprint(self) -> dict[str, Any]:
         """Of the loaded training code; refuses a process in which any of it was replaced."""

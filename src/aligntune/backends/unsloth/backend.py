@@ -15,14 +15,14 @@ import sys
 import tempfile
 from typing import Any
 
-from aligntune.algorithms.base import AlgorithmParams
+from aligntune.core.backend import BACKENDS, Backend
 from aligntune.core.config.root import RunConfig
-from aligntune.core.isolation import enter_unsloth, fingerprint
+from aligntune.core.isolation import enter_unsloth
 from aligntune.errors import ConfigurationError, EnvironmentError
 from aligntune.registry import import_attribute
 
 
-class UnslothBackend:
+class UnslothBackend(Backend):
     """See `aligntune.core.backend.Backend`."""
 
     name = "unsloth"
@@ -53,7 +53,7 @@ class UnslothBackend:
         except (ImportError, NotImplementedError) as e:
             raise EnvironmentError(
                 f"Unsloth cannot be used on this machine: {e}",
-                hint="install the tested versions (constraints.txt), or set `backend: trl`",
+                hint=f"run `{BACKENDS['unsloth'].install}`, or set `backend: trl`",
             ) from e
 
     def load_model(self, config: RunConfig) -> Any:
@@ -105,21 +105,6 @@ class UnslothBackend:
         for settings in (model.config, model.generation_config):
             settings.pad_token_id = tokenizer.pad_token_id
         return Loaded(model=model, tokenizer=tokenizer, path=loader.source.path, notes=notes)
-
-    def trainer_class(self, params: AlgorithmParams) -> type:
-        found: type = import_attribute(params.trainer)
-        return found
-
-    def args_class(self, params: AlgorithmParams) -> type:
-        found: type = import_attribute(params.args)
-        return found
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Of the loaded training code, with the parts that Unsloth replaced named."""
-        return fingerprint()
-
-    def arguments(self, config: RunConfig) -> dict[str, Any]:
-        return {}
 
 
 def on_cpu() -> bool:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from aligntune.core.config.base import field_docs as field_docs
     from aligntune.core.config.base import section as section
     from aligntune.core.config.base import to_plain as to_plain
-    from aligntune.core.config.io import apply_overrides as apply_overrides
     from aligntune.core.config.io import build_config as build_config
     from aligntune.core.config.io import changed_keys as changed_keys
     from aligntune.core.config.io import dump_config as dump_config
@@ -22,9 +21,10 @@ if TYPE_CHECKING:
     from aligntune.core.config.io import inert_keys as inert_keys
     from aligntune.core.config.io import load_config as load_config
     from aligntune.core.config.io import parse_section as parse_section
-    from aligntune.core.config.io import parse_yaml as parse_yaml
-    from aligntune.core.config.io import read_yaml as read_yaml
     from aligntune.core.config.io import resolve as resolve
+    from aligntune.core.config.reading import apply_overrides as apply_overrides
+    from aligntune.core.config.reading import parse_yaml as parse_yaml
+    from aligntune.core.config.reading import read_yaml as read_yaml
     from aligntune.core.config.root import RLConfig as RLConfig
     from aligntune.core.config.root import RunConfig as RunConfig
     from aligntune.core.config.root import SFTConfig as SFTConfig
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 _MODULES = {
     "base": ("UNSET", "field_docs", "section", "to_plain"),
     "io": (
-        "apply_overrides",
         "build_config",
         "changed_keys",
         "dump_config",
@@ -51,10 +50,9 @@ _MODULES = {
         "inert_keys",
         "load_config",
         "parse_section",
-        "parse_yaml",
-        "read_yaml",
         "resolve",
     ),
+    "reading": ("apply_overrides", "parse_yaml", "read_yaml"),
     "root": ("RLConfig", "RunConfig", "SFTConfig"),
     "sections": (
         "CacheConfig",

@@ -108,12 +108,19 @@ def keywords_to_keys(kind: Kind, keywords: Mapping[str, Any]) -> dict[str, Any]:
         elif (dotted := keyword.replace("__", ".")) in dotted_keys(kind):
             keys[dotted] = value
         else:
-            known = [*table, *own, *HANDLED]
+            owners = [n for n in (*task_names(), *algorithm_names()) if keyword in _all_parameters(n)]
+            if owners:
+                raise ConfigurationError(
+                    f"'{keyword}' is no parameter of {name or 'this run'}", hint=f"it belongs to {', '.join(owners)}"
+                )
+            known = [*table, *own, *(HANDLED if kind == "rl" else HANDLED[:1])]
             raise ConfigurationError(f"unknown argument '{keyword}'", hint=nearest(keyword, known))
     if kind == "rl":
         _reward_keywords(given, keys)
-    elif "reward_functions" in given:
-        raise ConfigurationError("unknown argument 'reward_functions'", hint="supervised runs have no rewards")
+    elif set(given) & set(HANDLED[1:]):
+        raise ConfigurationError(
+            "supervised runs have no rewards", hint="drop reward_functions, or use create_rl_trainer"
+        )
     _peft_keywords(given, keys)
     order = sorted(keys, key=lambda k: not k.endswith(".name"))  # a name first: it clears old parameters
     return {k: keys[k] for k in order}
@@ -124,6 +131,15 @@ def _parameters(kind: Kind, name: Any) -> set[str]:
     get, names = (get_task, task_names) if kind == "sft" else (get_algorithm, algorithm_names)
     chosen = [str(name)] if name is not None else names()
     return {f.name for n in chosen for f in dataclasses.fields(get(n))}  # type: ignore[arg-type]
+
+
+def _all_parameters(name: str) -> set[str]:
+    """Parameters of a task or an algorithm, and for those with rollouts the keywords of rewards and generation."""
+    cls = get_task(name) if name in task_names() else get_algorithm(name)
+    own = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if cls.kind == "rl":
+        own |= {"algorithm"}
+    return own | ({*RL_ONLY, *HANDLED[1:]} if cls.uses_rewards else set())
 
 
 def _reward_keywords(given: Mapping[str, Any], keys: dict[str, Any]) -> None:

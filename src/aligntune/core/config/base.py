@@ -49,7 +49,9 @@ UNSET: Final = _Unset.UNSET
 @dataclass_transform(kw_only_default=True, field_specifiers=(Field, dataclasses.field))
 def section(cls: type[C]) -> type[C]:
     """Turn a class into a configuration section: keyword-only, strict about keys, documented."""
-    config = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+    config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
     return pydantic_dataclass(cls, config=config, kw_only=True)  # type: ignore[return-value]
 
 

@@ -21,179 +21,13 @@ from pydantic import ValidationError as PydanticError
 
 from aligntune.algorithms.base import ALIASES, AlgorithmParams, parse_params
 from aligntune.core.config.base import UNSET, is_section, to_plain, walk
+from aligntune.core.config.reading import apply_overrides, copy_plain, read_yaml, set_key
 from aligntune.core.config.root import RLConfig, RunConfig, SFTConfig
 from aligntune.errors import ConfigurationError
 from aligntune.registry import nearest
 
 S = TypeVar("S")
 Fault = tuple[str, str]
-
-
-class _Loader(yaml.SafeLoader):
-    """`yaml.safe_load` that reads `1e-5` as a number and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, which the base class resolves
-                continue
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if isinstance(key, (str, int, float)) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?$"),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str, where: str = "text") -> Any:
-    """Parse YAML text safely.
-
-    Raises:
-        ConfigurationError: not YAML, or a key stands twice in one mapping; names the line.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as e:
-        line = e.problem_mark.line + 1 if e.problem_mark else 0
-        raise ConfigurationError(
-            f"{where}:{line}: {e.problem}", hint="mend the YAML there; values with ': ' or '#' need quotes"
-        ) from e
-    except yaml.YAMLError as e:
-        raise ConfigurationError(f"{where}: not YAML ({e})", hint="save the file as UTF-8 text") from e
-
-
-def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML mapping from a file, merged over the file that its `base:` names (relative to itself).
-
-    Raises:
-        ConfigurationError: no such file, not a mapping, or `base:` files that name each other in a circle.
-    """
-    path = Path(path)
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        hint = (
-            nearest(path.name, siblings)
-            if siblings
-            else "give the path of a YAML file; `aligntune recipes list` has some"
-        )
-        raise ConfigurationError(f"no such config file: {path}", hint=hint, context={"path": str(path)})
-    if path.resolve() in _seen:
-        raise ConfigurationError(f"{path}: `base:` leads back to itself", hint="remove one of the `base:` lines")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise ConfigurationError(f"{path}: not UTF-8 text", hint="save the file as UTF-8") from e
-    raw = parse_yaml(text, str(path))
-    if not isinstance(raw, dict):
-        raise ConfigurationError(
-            f"{path}: expected a mapping of settings", hint="start with `model: {name_or_path: ...}`"
-        )
-    base = raw.pop("base", None)
-    if base is None:
-        return raw
-    if not isinstance(base, str):
-        raise ConfigurationError(f"{path}: base must be the path of a file", hint="write `base: other.yaml`")
-    return merge(read_yaml(path.parent / base, (*_seen, path.resolve())), raw)
-
-
-_EITHER = {"train.max_steps": "num_epochs", "train.num_epochs": "max_steps"}
-"""Two ways to say how long to train; one that is given later replaces the other."""
-
-
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`: mappings are merged key by key, everything else is replaced.
-
-    A plain string for `algo`, `task` or a data set keeps the meaning `{name: string}` while merging; another name
-    replaces the whole section, because parameters belong to their algorithm.
-    """
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        if key in ("algo", "task"):
-            old = {"name": old} if isinstance(old, str) else old
-            value = {"name": value} if isinstance(value, str) else value
-            if (
-                isinstance(old, dict)
-                and isinstance(value, dict)
-                and value.get("name", old.get("name")) != old.get("name")
-            ):
-                old = None
-        if key == "train" and isinstance(old, Mapping) and isinstance(value, Mapping):
-            beaten = {other for dotted, other in _EITHER.items() if dotted.partition(".")[2] in value}
-            old = {k: v for k, v in old.items() if k not in beaten}
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def set_key(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set `raw["a"]["b"] = value` for `a.b`; a number descends into a list (`rewards.0.weight`).
-
-    Raises:
-        ConfigurationError: the path leads through a value that is neither a mapping nor a list.
-    """
-    *parents, last = dotted.split(".")
-    if dotted in _EITHER and isinstance(raw.get("train"), dict):  # the length is one choice: the later one wins
-        raw["train"].pop(_EITHER[dotted], None)
-    node: Any = raw
-    for part in parents:
-        if isinstance(node, list):
-            node = node[_index(node, part, dotted)]
-            continue
-        child = node.get(part)
-        if isinstance(child, str) and part in ("algo", "task", "dataset"):
-            child = node[part] = {"name": child}
-        if child is None:
-            child = node[part] = {}
-        if not isinstance(child, (dict, list)):
-            raise ConfigurationError(f"cannot set {dotted}: {part} is {child!r}", hint=f"set {part} itself")
-        node = child
-    if isinstance(node, list):
-        i = _index(node, last, dotted)
-        node[i] = value
-    elif last == "name" and parents in (["algo"], ["task"]) and node.get("name") != value:
-        node.clear()
-        node["name"] = value
-    else:
-        node[last] = value
-
-
-def _index(items: list[Any], part: str, dotted: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise ConfigurationError(
-            f"cannot set {dotted}: '{part}' is not one of the {len(items)} entries", hint="count from 0"
-        )
-    if isinstance(items[int(part)], str):
-        items[int(part)] = {("type" if dotted.startswith("rewards") else "name"): items[int(part)]}
-    return int(part)
-
-
-def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Apply `key=value` strings; values are read as YAML (`train.max_steps=20`, `logging.report_to=[wandb]`).
-
-    Raises:
-        ConfigurationError: an override without `=`.
-    """
-    result: dict[str, Any] = _copy(raw)
-    for item in overrides:
-        key, sign, value = item.partition("=")
-        if not sign or not key.strip():
-            raise ConfigurationError(f"'{item}' is not an override", hint="write key=value, such as train.max_steps=20")
-        set_key(result, key.strip(), parse_yaml(value, item) if value.strip() else None)
-    return result
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _copy(v) for k, v in value.items()}
-    return [_copy(v) for v in value] if isinstance(value, list) else value
 
 
 def parse_section(cls: type[S], raw: Any, where: str = "") -> S:
@@ -223,20 +57,24 @@ def _validate(cls: type, raw: Any, prefix: str = "") -> tuple[Any, list[Fault]]:
 
 def _fault(cls: type, error: Any) -> tuple[str, str]:
     """One pydantic error as (dotted path, sentence)."""
-    steps = [p for p in error["loc"] if isinstance(p, int) or re.fullmatch(r"[A-Za-z_]\w*", str(p))]
-    path, owner = [], cls
-    for step in steps:
-        path.append(str(step))
-        owner = _child(owner, step) or owner
-    names = [f.name for f in dataclasses.fields(_owner(cls, steps[:-1]))] if steps else []
-    if error["type"] in ("unexpected_keyword_argument", "dataclass_exact_type"):
-        return ".".join(path), f"unknown key; {nearest(str(steps[-1]), names)}"
+    unknown = error["type"] == "unexpected_keyword_argument"
+    *parents, last = error["loc"] or ("",)
+    steps = [p for p in parents if _is_step(p)] + ([last] if unknown or _is_step(last) else [])
+    path = map(str, steps)
+    if unknown:  # the key is the user's own, whatever characters it has
+        names = [f.name for f in dataclasses.fields(_owner(cls, steps[:-1]))]
+        return ".".join(path), f"unknown key; {nearest(str(last).replace('-', '_'), names)}"
     if error["type"] in ("missing", "missing_argument"):
         return ".".join(path), "is missing"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     given = error.get("input")
     shown = f" (got {given!r})" if not isinstance(given, (dict, list)) and given is not None else ""
     return ".".join(path), message[:1].lower() + message[1:] + shown
+
+
+def _is_step(part: Any) -> bool:
+    """Whether a part of pydantic's location is a key or an index, and not one of its tags (`function-before[...]`)."""
+    return isinstance(part, int) or re.fullmatch(r"[A-Za-z_]\w*", str(part)) is not None
 
 
 def _owner(cls: type, steps: list[Any]) -> Any:
@@ -283,7 +121,8 @@ def build_config(source: Mapping[str, Any], where: str = "") -> RLConfig | SFTCo
     Raises:
         ConfigurationError: with every fault: unknown keys, wrong types, contradictions, keys without effect.
     """
-    raw: dict[str, Any] = _copy(source)
+    raw: dict[str, Any] = copy_plain(source)
+    given: dict[str, Any] = copy_plain(source)
     present = [k for k in ("algo", "task") if k in raw]
     if len(present) != 1:
         both = "both `algo` and `task`" if present else "neither `algo` nor `task`"
@@ -315,11 +154,29 @@ def build_config(source: Mapping[str, Any], where: str = "") -> RLConfig | SFTCo
         raw[section_name] = AlgorithmParams()
     config, more = _validate(cls, raw)
     faults += more
+    if config is not None:
+        faults += _coerced(given, config)
     if faults:
         raise _error(faults, where)
     explicit = {path for path, _ in _leaves(raw)}
     resolved: RLConfig | SFTConfig = resolve(config, explicit=explicit, where=where)
     return resolved
+
+
+def _coerced(given: Any, built: Any, prefix: str = "") -> Iterable[Fault]:
+    """Truth values that stand for numbers, and text that stands for a truth value: a slip, though it could be read."""
+    for key, value in given.items():
+        now = getattr(built, str(key), None)
+        if isinstance(value, Mapping) and is_section(now):
+            yield from _coerced(value, now, f"{prefix}{key}.")
+        elif isinstance(value, list) and isinstance(now, list):
+            for i, (item, part) in enumerate(zip(value, now, strict=False)):
+                if isinstance(item, Mapping) and is_section(part):
+                    yield from _coerced(item, part, f"{prefix}{key}.{i}.")
+        elif isinstance(value, bool) and isinstance(now, (int, float)) and not isinstance(now, bool):
+            yield f"{prefix}{key}", f"must be a number (got {value})"
+        elif isinstance(value, str) and isinstance(now, bool):
+            yield f"{prefix}{key}", f"must be true or false (got '{value}')"
 
 
 def _stray(raw: Mapping[str, Any]) -> str:
@@ -444,7 +301,7 @@ def load_config(
         raw = read_yaml(source)
     else:
         raw = effective(source) if isinstance(source, RunConfig) else dict(source)  # type: ignore[arg-type]
-    raw = _copy(raw)
+    raw = copy_plain(raw)
     for key, value in (keywords or {}).items():
         if value is not UNSET:
             set_key(raw, key, value)

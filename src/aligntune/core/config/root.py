@@ -27,6 +27,7 @@ from aligntune.core.config.sections import (
     LoggingConfig,
     ModelConfig,
     Reward,
+    Text,
     TrainConfig,
 )
 
@@ -64,7 +65,7 @@ class RunConfig:
     isolation: Literal["auto", "process"] = "auto"
     """auto: train in this process, and refuse where another backend was imported first. process: train in a
     fresh process and bring the results back, because only a process boundary isolates."""
-    output_dir: str = "runs/run"
+    output_dir: Text = "runs/run"
     """The run's folder; a finished run in it is never overwritten."""
 
     @property

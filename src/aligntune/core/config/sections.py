@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from aligntune.core.config.base import section
 
+Text = Annotated[str, MinLen(1)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+"""What NumPy's generator takes."""
 Fraction = Annotated[float, Ge(0), Le(1)]
 OpenFraction = Annotated[float, Gt(0), Le(1)]
 
@@ -49,7 +52,7 @@ class PeftConfig:
 class ModelConfig:
     """Which model, and how it is loaded."""
 
-    name_or_path: str
+    name_or_path: Text
     """A folder or a hub id."""
     revision: str | None = None
     """Branch, tag or commit of the hub repository; None is the main branch (Transformers)."""
@@ -75,7 +78,7 @@ class ModelConfig:
 class DatasetConfig:
     """One source of rows. A plain string stands for `{name: string}`."""
 
-    name: str
+    name: Text
     """A hub id, a json, jsonl, csv or parquet file, or a folder; `name#500` draws 500 rows."""
     subset: str | None = None
     """The hub data set's configuration (`main` for gsm8k)."""
@@ -147,7 +150,7 @@ class TrainConfig:
     """Clip the global gradient norm here (Transformers)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30% more time (off in Transformers, on in TRL)."""
-    seed: NonNegativeInt = 42
+    seed: Seed = 42
     """Seed of everything random: data order, sampling, adapters, generation (Transformers)."""
     save_steps: PositiveInt | None = None
     """Write a checkpoint every so many optimizer steps; None writes none before the end."""
@@ -213,7 +216,7 @@ class LoggingConfig:
 class RewardConfig:
     """One reward of a run. A plain string stands for `{type: string}`."""
 
-    type: str
+    type: Text
     """A built-in name, `file.py:function` or `package.module:function`."""
     weight: float = 1.0
     """Factor in the weighted sum (TRL)."""

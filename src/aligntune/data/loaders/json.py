@@ -74,10 +74,10 @@ def _parse_lines(path: Path, text: str) -> Rows:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            detail = (
-                f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            )
+        except (ValueError, RecursionError) as error:  # a ValueError of its own: a number of thousands of digits
+            detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            if isinstance(error, json.JSONDecodeError):
+                detail = f"{error.msg}, column {error.colno}"
             raise ValidationError(
                 f"{path}:{number}: not JSON ({detail})",
                 hint="each line must be one JSON object; mend or remove this line",
@@ -99,7 +99,11 @@ def _parse_document(path: Path, text: str) -> Any:
     """The parsed document, or None where the file is JSON Lines under the name `.json`."""
     try:
         return json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
+    except ValueError as error:
+        if not isinstance(error, json.JSONDecodeError):
+            raise ValidationError(
+                f"{path}: not JSON ({error})", hint="shorten the number, or write it as text"
+            ) from error
         # "Extra data" after a whole first value that fills its line is what JSON Lines look like to
         # a JSON parser.
         if error.msg == "Extra data" and "\n" in text[: error.pos]:

@@ -49,7 +49,9 @@ class Reward(EvalKind):
         k = settings.num_samples
         names = {name for row in rows for name in row}
         columns = {name: [row.get(name) for row in rows for _ in range(k)] for name in sorted(names)}
-        scores = subject.rewards.score_batch([item["output"] for item in items], columns)
+        outputs = [item["output"] for item in items]
+        columns["completion_ids"] = subject.tokenizer(outputs, add_special_tokens=False)["input_ids"]
+        scores = subject.rewards.score_batch(outputs, columns)
         for i, item in enumerate(items):
             item["reward"] = scores.total[i]
             item.update({PREFIX + name: values[i] for name, values in scores.components.items()})
