@@ -113,9 +113,9 @@ class Story:
     def __init__(self, out: str | Path, *, fast: bool, seed: int, say: Callable[[str], None]) -> None:
         self.out = Path(out).expanduser().absolute()
         self.fast, self.seed = fast, seed
-        RunFolder.check(self.out / "sft")  # raises where nothing can be written
         if (self.out / "data").exists() or (self.out / "report.html").exists():
             raise ConfigurationError(f"{self.out} holds a quickstart already", hint="choose another folder with --out")
+        RunFolder.check(self.out / "sft")  # raises where nothing can be written
         share = 0.3 if fast else 1.0
         self.clock = Clock({k: v * share for k, v in SECONDS.items()}, say)
         self.stages: dict[str, StageResult] = {}
