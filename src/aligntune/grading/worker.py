@@ -81,15 +81,17 @@ class Worker:
         """
         line = json.dumps({**request, "deadline": deadline}).encode() + b"\n"
         with self._lock:
+            answered = False
             try:
                 if self._process is None or self._process.poll() is not None:
                     self.stop()
                     self._start()
                 answer: dict[str, Any] = json.loads(self._exchange(line, deadline))
+                answered = True
                 return answer
-            except BaseException:  # an interrupt too: a later answer must not meet the next request
-                self.stop()
-                raise
+            finally:
+                if not answered:  # after an interrupt too: a late answer must not meet the next request
+                    self.stop()
 
     def stop(self) -> None:
         """End the process and its session, and reap it. No error if there is none."""
