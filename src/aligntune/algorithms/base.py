@@ -26,6 +26,7 @@ from aligntune.errors import ConfigurationError
 from aligntune.registry import Registry, nearest
 
 Kind = Literal["sft", "rl"]
+Head = Literal["causal_lm", "sequence_classification", "token_classification"]
 P = TypeVar("P")
 
 
@@ -36,7 +37,10 @@ class Schema(StrEnum):
     MESSAGES = "messages"
     PROMPT_COMPLETION = "prompt_completion"
     PREFERENCE = "preference"
+    UNPAIRED = "unpaired"
     PROMPT = "prompt"
+    CLASSIFICATION = "classification"
+    TOKENS = "tokens"
 
 
 @section
@@ -45,8 +49,10 @@ class AlgorithmParams:
 
     Class attributes set by the decorator: `key` (its name), `kind` ("sft" or "rl"), `trainer` and `args` (lazy
     names of the TRL classes), `data` (the schema). Set by the class itself: `learning_rate` (its default, with the
-    source in a comment) and `inert` (dotted keys of the other sections that it does not read: setting one of
-    them is refused).
+    source in a comment), `inert` (dotted keys of the other sections that it does not read: setting one of
+    them is refused), `head` (what stands on the model's trunk), `driver` (lazy name of a function `(trainer,
+    checkpoint) -> TrainResult` that takes the place of one library loop, for algorithms of several rounds) and
+    `evaluator` (lazy name of a function `(trainer, rows) -> dict` that takes the place of the schema's measures).
     """
 
     key: ClassVar[str] = ""
@@ -57,10 +63,32 @@ class AlgorithmParams:
     learning_rate: ClassVar[float] = 2e-5
     inert: ClassVar[dict[str, str]] = {}
     uses_rewards: ClassVar[bool] = False
+    head: ClassVar[Head] = "causal_lm"
+    driver: ClassVar[str] = ""
+    evaluator: ClassVar[str] = ""
 
     def arguments(self, config: Any) -> dict[str, Any]:
         """Values for the TRL configuration class beyond the common ones (`core.arguments`)."""
         return {}
+
+    def late_arguments(self, config: Any) -> dict[str, Any]:
+        """Values set on the configuration object after its construction, because its constructor refuses them."""
+        return {}
+
+    def trainer_type(self, base: type) -> type:
+        """The class that trains, made of the library's (or of what a backend has put in its place)."""
+        return base
+
+    def trainer_kwargs(self, trainer: Any) -> dict[str, Any]:
+        """Arguments of the library's trainer beyond model, args, data, tokenizer, callbacks and reward functions.
+
+        Args:
+            trainer: the run (`aligntune.core.trainer.Trainer`).
+        """
+        return {}
+
+    def attach(self, hf: Any, trainer: Any) -> None:
+        """Finish the library's trainer `hf` after its construction."""
 
     def resumable(self, config: Any, step: int) -> bool:
         """Whether a run that stops after this optimizer step can go on exactly."""

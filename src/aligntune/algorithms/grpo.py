@@ -14,6 +14,10 @@ from annotated_types import Ge
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from aligntune.algorithms.base import AlgorithmParams, Schema, algorithm
+from aligntune.algorithms.plugin import Plugin
+from aligntune.registry import import_attribute
+
+LAYER = "aligntune.core.rl.layer:layered"  # a lazy name, because the layer stands higher
 
 
 @algorithm("grpo", trainer="trl:GRPOTrainer", args="trl:GRPOConfig", data=Schema.PROMPT)
@@ -78,6 +82,16 @@ class GRPO(AlgorithmParams):
             "shuffle_dataset": True,
             "log_completions": False,
         }
+
+    def plugin(self, config: Any) -> Plugin:
+        """What this algorithm adds to TRL's trainer; nothing here, and more in its descendants."""
+        return Plugin()
+
+    def trainer_type(self, base: type) -> type:
+        return import_attribute(LAYER)(base)  # type: ignore[no-any-return]
+
+    def attach(self, hf: Any, trainer: Any) -> None:
+        hf.attach(self.plugin(trainer.config), trainer.config, trainer.backend)
 
     def window(self, config: Any) -> int:
         """Micro-batches between two generations."""

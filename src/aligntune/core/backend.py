@@ -64,6 +64,25 @@ class Backend(ABC):
         """Values of the trainer's configuration that belong to the backend."""
         return {}
 
+    def per_token_logps(self, model: Any, inputs: dict[str, Any], temperature: float) -> Any:
+        """Log-probabilities of the completion's tokens from a forward pass of our own, (B, T), with gradient.
+
+        For losses that need them where the training library shows none.
+
+        Args:
+            model: the policy.
+            inputs: prompt_ids, prompt_mask (B, P), completion_ids, completion_mask (B, T).
+            temperature: the sampling temperature, by which logits are divided.
+        """
+        import torch
+
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        kept = inputs["completion_ids"].shape[1]
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -kept - 1 : -1] / temperature
+        logps = logits.float().log_softmax(-1)
+        return logps.gather(-1, inputs["completion_ids"].unsqueeze(-1)).squeeze(-1)
+
     def fingerprint(self) -> dict[str, Any]:
         """The fingerprint of the loaded training code, once the classes are loaded.
 

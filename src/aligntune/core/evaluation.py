@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.errors import ValidationError
+from aligntune.registry import import_attribute
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
@@ -38,8 +39,10 @@ def improves(values: dict[str, float], best: float | None) -> float | None:
 
 def evaluate_model(trainer: Trainer, prepared: Any) -> dict[str, float]:
     """Measure the trainer's model on prepared rows; every key starts with `eval_`."""
-    schema = trainer.config.algorithm.data
-    measure = {Schema.PREFERENCE: _preference, Schema.PROMPT: _reward}.get(schema, _likelihood)
+    schema, own = trainer.config.algorithm.data, trainer.config.algorithm.evaluator
+    measure = import_attribute(own) if own else {Schema.PREFERENCE: _preference, Schema.PROMPT: _reward}.get(schema)
+    if measure is None:
+        measure = _likelihood
     return {f"eval_{name}": value for name, value in measure(trainer, prepared.dataset).items()}
 
 

@@ -195,7 +195,8 @@ class Trainer:
             if checkpoint:
                 self._run.rewind(checkpoint.step)
             with quiet_libraries():
-                return self._fit(checkpoint)
+                driver = self.config.algorithm.driver
+                return import_attribute(driver)(self, checkpoint) if driver else self._fit(checkpoint)
 
     @contextmanager
     def _closing_run(self) -> Iterator[None]:
@@ -255,6 +256,9 @@ class Trainer:
         loaded = self._load()
         values = self.arguments()
         args = self.backend.args_class(params)(**values)
+        late = params.late_arguments(self.config)
+        for key, value in late.items():
+            setattr(args, key, value)
         kwargs: dict[str, Any] = {
             "model": loaded.model,
             "args": args,
@@ -266,8 +270,9 @@ class Trainer:
             from aligntune.rewards.adapters import TRLReward
 
             kwargs["reward_funcs"] = [TRLReward(self.rewards, recorder=self._record_rollouts)]
-        hf = self.backend.trainer_class(params)(**kwargs)
-        check_values(hf.args, values)
+        hf = params.trainer_type(self.backend.trainer_class(params))(**kwargs, **params.trainer_kwargs(self))
+        params.attach(hf, self)
+        check_values(hf.args, {**values, **late})
         check_reference(hf)
         quiet(hf)
         return hf
