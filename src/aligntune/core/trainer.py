@@ -32,6 +32,7 @@ from aligntune.core.saving import Checkpoint, find_checkpoint
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.errors import ConfigurationError, TrainingError
 from aligntune.registry import import_attribute
+from aligntune.utils.collector import patient_collector
 from aligntune.utils.logging import get_logger, quiet_libraries
 
 log = get_logger(__name__)
@@ -183,12 +184,13 @@ class Trainer:
         check_packages(self.config)
         RunFolder.check(self.config.output_dir, resume=resume is not None)
         checkpoint = self._find_checkpoint(resume)
-        self._train_rows()
-        self._eval_rows()
-        self._probe_rewards()
-        self._load()
-        self.backend.trainer_class(self.config.algorithm)  # loads the code that the fingerprint describes
-        code = self.backend.fingerprint()
+        with patient_collector():
+            self._train_rows()
+            self._eval_rows()
+            self._probe_rewards()
+            self._load()
+            self.backend.trainer_class(self.config.algorithm)  # loads the code that the fingerprint describes
+            code = self.backend.fingerprint()
         self._run = RunFolder.claim(self.config.output_dir, resume=resume is not None)
         with self._closing_run():
             self._write_header(code)
@@ -220,7 +222,8 @@ class Trainer:
         progress = Progress(f"{self.config.algorithm.key} on {self.config.backend}")
         started = time.monotonic()
         with stop.listening():
-            self._hf = self._build(stop, progress)
+            with patient_collector():
+                self._hf = self._build(stop, progress)
             try:
                 output = self._hf.train(resume_from_checkpoint=checkpoint.path if checkpoint else None)
             finally:
