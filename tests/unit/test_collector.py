@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
-from aligntune.utils.collector import PATIENT, patient_collector
+
+from aligntune.utils.collector import PATIENT, patient_collector, settled_objects
 
 
 def test_it_is_patient_inside_and_as_before_outside() -> None:
@@ -18,12 +20,18 @@ def test_it_is_patient_inside_and_as_before_outside() -> None:
     assert gc.get_threshold() == before
 
 
-def test_what_is_alive_is_left_out_of_later_collections() -> None:
-    gc.unfreeze()
-    kept = [[] for _ in range(1000)]
-    with patient_collector():
+def test_what_is_alive_is_out_of_collections_inside_and_garbage_again_after() -> None:
+    class Node:
         pass
-    try:
-        assert gc.get_freeze_count() > len(kept)
-    finally:
-        gc.unfreeze()
+
+    node = Node()
+    node.own = node  # type: ignore[attr-defined]
+    gone = weakref.ref(node)
+    with settled_objects():
+        assert gc.get_freeze_count() > 0
+        del node
+        gc.collect()
+        assert gone() is not None
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert gone() is None

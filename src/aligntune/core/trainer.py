@@ -32,7 +32,7 @@ from aligntune.core.saving import Checkpoint, find_checkpoint
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.errors import ConfigurationError, TrainingError
 from aligntune.registry import import_attribute
-from aligntune.utils.collector import patient_collector
+from aligntune.utils.collector import patient_collector, settled_objects
 from aligntune.utils.logging import get_logger, quiet_libraries
 
 log = get_logger(__name__)
@@ -225,7 +225,8 @@ class Trainer:
             with patient_collector():
                 self._hf = self._build(stop, progress)
             try:
-                output = self._hf.train(resume_from_checkpoint=checkpoint.path if checkpoint else None)
+                with settled_objects():
+                    output = self._hf.train(resume_from_checkpoint=checkpoint.path if checkpoint else None)
             finally:
                 progress.close()
         if stop:
