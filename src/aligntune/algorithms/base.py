@@ -94,6 +94,13 @@ class AlgorithmParams:
         """Whether a run that stops after this optimizer step can go on exactly."""
         return True
 
+    def inert_keys(self, config: Any) -> dict[str, str]:
+        """Dotted keys without effect in this configuration, with the reason; setting one is refused.
+
+        Those of the class (`inert`), and in a subclass those that another parameter switches off.
+        """
+        return self.inert
+
     def faults(self, config: Any) -> list[tuple[str, str]]:
         """Contradictions between this section and others, as (dotted key, sentence)."""
         return []
@@ -138,8 +145,22 @@ def _import_all() -> None:
             importlib.import_module(f"{package}.{module.name}")
 
 
-ALIASES: dict[str, str] = {}
+ALIASES: dict[str, str] = {
+    "gbmpo_l2": "gbmpo",
+    "gbmpo_l2kl": "gbmpo",
+    "gbmpo_probl2": "gbmpo",
+    "gbmpo_probl2kl": "gbmpo",
+    "metaes": "meta_es",
+    "nmgrpo": "neural_mirror",
+}
 """Old names that scripts use, to today's; using one gives a line of notice."""
+ALIAS_PARAMETERS: dict[str, dict[str, Any]] = {
+    "gbmpo_l2": {"divergence": "l2"},
+    "gbmpo_l2kl": {"divergence": "l2_kl"},
+    "gbmpo_probl2": {"divergence": "prob_l2"},
+    "gbmpo_probl2kl": {"divergence": "prob_l2_kl"},
+}
+"""What an old name says beyond the algorithm's name."""
 
 
 def get_algorithm(name: str) -> type[AlgorithmParams]:
@@ -199,4 +220,12 @@ def parse_params(value: Any, kind: Kind) -> Any:
         raise ConfigurationError(
             f"{label} needs a name", hint=f"write `{label}: {{name: ...}}`; " + nearest("", names())
         )
-    return get(raw["name"]), {k: v for k, v in raw.items() if k != "name"}
+    name = raw["name"]
+    implied = ALIAS_PARAMETERS.get(name, {})
+    for key, value in implied.items():
+        if raw.get(key, value) != value:
+            raise ConfigurationError(
+                f"'{name}' stands for {ALIASES[name]} with {key}: {value}, and {key} is {raw[key]!r}",
+                hint=f"write `name: {ALIASES[name]}`",
+            )
+    return get(name), {**implied, **{k: v for k, v in raw.items() if k != "name"}}

@@ -19,7 +19,7 @@ import yaml
 from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 
-from aligntune.algorithms.base import ALIASES, AlgorithmParams, parse_params
+from aligntune.algorithms.base import ALIAS_PARAMETERS, ALIASES, AlgorithmParams, parse_params
 from aligntune.core.config.base import UNSET, is_section, to_plain, walk
 from aligntune.core.config.reading import apply_overrides, copy_plain, read_yaml, set_key
 from aligntune.core.config.root import RLConfig, RunConfig, SFTConfig
@@ -158,7 +158,7 @@ def build_config(source: Mapping[str, Any], where: str = "") -> RLConfig | SFTCo
         faults += _coerced(given, config)
     if faults:
         raise _error(faults, where)
-    explicit = {path for path, _ in _leaves(raw)}
+    explicit = {path for path, _ in _leaves(given)}
     resolved: RLConfig | SFTConfig = resolve(config, explicit=explicit, where=where)
     return resolved
 
@@ -249,7 +249,7 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
     """Keys that this algorithm or backend does not read, with the reason."""
     from aligntune.core.backend import BACKENDS
 
-    keys = {**config.algorithm.inert, **BACKENDS[config.backend].inert}
+    keys = {**config.algorithm.inert_keys(config), **BACKENDS[config.backend].inert}
     if config.evaluation.dataset is None:
         keys["evaluation.every"] = "there is no `evaluation.dataset` to evaluate on"
         keys["logging.samples"] = "there is no `evaluation.dataset` whose prompts could be answered"
@@ -335,4 +335,7 @@ def notices(raw: Mapping[str, Any]) -> list[str]:
     """One line for each old name that the configuration uses."""
     algo = raw.get("algo")
     name = algo.get("name") if isinstance(algo, Mapping) else algo
-    return [f"'{name}' is now called '{ALIASES[name]}'"] if isinstance(name, str) and name in ALIASES else []
+    if not isinstance(name, str) or name not in ALIASES:
+        return []
+    implied = ", ".join(f"{k}: {v}" for k, v in ALIAS_PARAMETERS.get(name, {}).items())
+    return [f"'{name}' is now called '{ALIASES[name]}'" + (f" with {implied}" if implied else "")]
