@@ -116,6 +116,8 @@ def test_csv_keeps_cells_as_text_and_names_blank_headers(tmp_path: Path) -> None
         ("a.jsonl", b"[" * 100_000, "nested too deeply"),
         ("a.jsonl", b'{"a": "\\ud83d"}\n', "half of a surrogate pair"),
         ("a.json", b'[{"a": "\\ud83d"}]', "row 1: half of a surrogate pair"),
+        ("a.jsonl", b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', r"a\.jsonl:2: not JSON \(the key 'a' stands twice"),
+        ("a.json", b'[{"b": {"a": 1, "a": 3}}]', r"a\.json: not JSON \(the key 'a' stands twice"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", r"a\.csv:3: 3 cells, the header has 2"),
         ("a.csv", b'a,b\n1,"2\n', r"a\.csv:2: not CSV"),
         ("a.csv", b"a,a\n1,2\n", "'a' stands twice"),

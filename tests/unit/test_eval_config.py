@@ -146,3 +146,10 @@ assert not heavy, heavy
 assert all(hasattr(aligntune.eval, name) for name in aligntune.eval.__all__)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_key_points_at_the_page_of_evaluation_files(file):
+    with pytest.raises(ConfigurationError) as caught:
+        load_eval_config(file("model: {name_or_path: m}\ntasks: []\n"))
+    assert "config schema" not in caught.value.hint
+    assert "docs/evaluation.md" in caught.value.hint

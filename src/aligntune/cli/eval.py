@@ -75,7 +75,7 @@ def build(file: str | None, overrides: list[str], flags: dict[str, Any], names: 
     """
     from aligntune.core.config.io import parse_section
     from aligntune.core.config.reading import apply_overrides, read_yaml, set_key
-    from aligntune.eval.config import EvalConfig, check_eval_config
+    from aligntune.eval.config import KEYS, EvalConfig, check_eval_config
 
     raw = read_yaml(file) if file else _one_task(flags)
     table = FLAGS if file else {**FLAGS, **TASK_FLAGS}
@@ -88,7 +88,7 @@ def build(file: str | None, overrides: list[str], flags: dict[str, Any], names: 
         set_key(raw, table[flag], value)
     if names is not None:
         raw["tasks"] = _chosen(raw, names)
-    config = parse_section(EvalConfig, apply_overrides(raw, overrides), file or "")
+    config = parse_section(EvalConfig, apply_overrides(raw, overrides), file or "", hint=KEYS)
     check_eval_config(config, file or "")
     return config
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.core.config import DatasetConfig
-from aligntune.data.examples import Example, canonical, lookup, reference_text, split_last_answer
+from aligntune.data.examples import Example, canonical, lookup, reference_text, split_last_answer, unpaired
 from aligntune.data.formats import FORMATS, Plan, make_plan
 from aligntune.data.messages import RowFault, RowProblem, spoken
 from aligntune.data.mixing import mix
@@ -153,6 +153,9 @@ class DataManager:
         plan = make_plan(rows.columns, source, self.schema, preset)
         notes = [*notes, *rows.notes, f"{rows.source}: {plan.note}"]
         done, more = self._convert(rows, plan, count)
+        if self.schema is Schema.UNPAIRED and "chosen" in done[0]:
+            more.append(f"{len(done)} pairs are taken apart: each chosen answer is desirable, each rejected one is not.")
+            done = unpaired(done, rows.source)
         return _Part(done, plan.format, rows.source, [*notes, *more])
 
     def _convert(self, rows: Rows, plan: Plan, count: int | None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -264,7 +267,7 @@ def _preset_of(source: DatasetConfig) -> tuple[Preset | None, DatasetConfig, lis
         return None, source, []
     preset = get_preset(name)
     if source.preset is None and source.format not in (None, preset.format):
-        return None, source, []
+        return None, source, [f"preset {name} (it lists {source.name}) is not used: format says '{source.format}'."]
     if source.format not in (None, preset.format):
         raise ConfigurationError(
             f"preset '{name}' is format '{preset.format}' and format says '{source.format}'",
@@ -288,7 +291,7 @@ def _draw(total: int, count: int | None, seed: int) -> Iterator[int]:
 
 def _column_order(rows: list[dict[str, Any]], schema: Schema) -> list[str]:
     """Columns that hold something: an optional column that is null in every row is left out."""
-    optional = {"tools", "reference"}
+    optional = {"tools", "reference", "pair"}
     names = dict.fromkeys(name for row in rows for name in row)
     return [n for n in names if n not in optional or any(row.get(n) is not None for row in rows)]
 

@@ -109,7 +109,7 @@ def _message(item: Any) -> Message:
 
 
 def _text_of(content: Any) -> str:
-    if content is None:
+    if content is None or content != content:  # NaN is how tables spell a missing cell
         return ""
     if isinstance(content, str):
         return content

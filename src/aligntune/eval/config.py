@@ -28,6 +28,8 @@ from aligntune.core.config.sections import Dataset, ModelConfig, OpenFraction, R
 from aligntune.errors import ConfigurationError
 from aligntune.eval.registry import EvalRegistry
 
+KEYS = "docs/evaluation.md lists the keys"
+
 
 @section
 class EvalSettings:
@@ -99,7 +101,7 @@ def load_eval_config(path: str | Path, overrides: Iterable[str] = ()) -> EvalCon
         ConfigurationError: with every fault.
     """
     raw = apply_overrides(read_yaml(path), overrides)
-    config = parse_section(EvalConfig, raw, str(path))
+    config = parse_section(EvalConfig, raw, str(path), hint=KEYS)
     check_eval_config(config, str(path))
     return config
 
@@ -121,9 +123,7 @@ def check_eval_config(config: EvalConfig, where: str = "") -> None:
     lines = [f"{key}: {sentence}" for key, sentence in faults]
     prefix = f"{where}: " if where else ""
     message = lines[0] if len(lines) == 1 else f"{len(lines)} settings are wrong\n  " + "\n  ".join(lines)
-    raise ConfigurationError(
-        prefix + message, hint="mend the keys named; docs/evaluation.md lists them", context={"faults": faults}
-    )
+    raise ConfigurationError(prefix + message, hint=f"mend the keys named; {KEYS}", context={"faults": faults})
 
 
 def _task_faults(task: EvalTask) -> list[tuple[str, str]]:

@@ -30,15 +30,21 @@ S = TypeVar("S")
 Fault = tuple[str, str]
 
 
-def parse_section(cls: type[S], raw: Any, where: str = "") -> S:
+ALL_KEYS = "`aligntune config schema` lists every key with its type and default"
+
+
+def parse_section(cls: type[S], raw: Any, where: str = "", hint: str = ALL_KEYS) -> S:
     """Build a section from plain values.
+
+    Args:
+        hint: where the keys are listed, for faults that have no better advice.
 
     Raises:
         ConfigurationError: with every fault of the section, one per line, each with its dotted path.
     """
     built, faults = _validate(cls, raw)
     if faults:
-        raise _error(faults, where)
+        raise _error(faults, where, hint)
     return built  # type: ignore[no-any-return]
 
 
@@ -97,20 +103,20 @@ def _find_section(hint: Any) -> Any:
     return next((found for arg in get_args(hint) if (found := _find_section(arg))), None)
 
 
-def _error(faults: list[Fault], where: str) -> ConfigurationError:
+def _error(faults: list[Fault], where: str, hint: str = ALL_KEYS) -> ConfigurationError:
     prefix = f"{where}: " if where else ""
     if len(faults) == 1:
         path, sentence = faults[0]
         head, _, tail = sentence.partition("; ")
         return ConfigurationError(
             f"{prefix}{path}: {head}" if path else f"{prefix}{head}",
-            hint=tail or "`aligntune config schema` lists every key with its type and default",
+            hint=tail or hint,
             context={"faults": faults},
         )
     lines = "\n".join(f"  {path}: {sentence}" if path else f"  {sentence}" for path, sentence in faults)
     return ConfigurationError(
         f"{prefix}{len(faults)} settings are wrong\n{lines}",
-        hint="`aligntune config schema` lists every key with its type and default",
+        hint=hint,
         context={"faults": faults},
     )
 

@@ -22,6 +22,18 @@ HALF_PAIR = "\\ud"
 """How JSON spells a surrogate, in lower case; only texts that hold it are looked at twice."""
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; Python's parser would keep the last of two values of one key without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key '{next(k for k in keys if keys.count(k) > 1)}' stands twice in one object")
+    return row
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 class JSONLoader(FileLoader):
     """Reads `.json`, `.jsonl` and `.ndjson`, each also with `.gz` after it."""
 
@@ -73,7 +85,7 @@ def _parse_lines(path: Path, text: str) -> Rows:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = DECODER.decode(line)
         except (ValueError, RecursionError) as error:  # a ValueError of its own: a number of thousands of digits
             detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             if isinstance(error, json.JSONDecodeError):
@@ -98,11 +110,11 @@ def _parse_lines(path: Path, text: str) -> Rows:
 def _parse_document(path: Path, text: str) -> Any:
     """The parsed document, or None where the file is JSON Lines under the name `.json`."""
     try:
-        return json.loads(text) if text.strip() else []
+        return DECODER.decode(text) if text.strip() else []
     except ValueError as error:
         if not isinstance(error, json.JSONDecodeError):
             raise ValidationError(
-                f"{path}: not JSON ({error})", hint="shorten the number, or write it as text"
+                f"{path}: not JSON ({error})", hint="mend the file: shorten the number, or rename the key"
             ) from error
         # "Extra data" after a whole first value that fills its line is what JSON Lines look like to
         # a JSON parser.
