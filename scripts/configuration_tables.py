@@ -1,13 +1,16 @@
-"""Write the tables of docs/configuration.md: every key with its type, default and meaning, and the keyword arguments.
+"""Write the generated parts of docs/configuration.md and docs/algorithms.md from the code.
 
     python scripts/configuration_tables.py          # rewrite what stands between the markers
-    python scripts/configuration_tables.py --check  # exit code 1 if the file is out of date
+    python scripts/configuration_tables.py --check  # exit code 1 if a file is out of date
 
-The text comes from the JSON schema (so from the docstrings of the sections) and from the one table of keywords.
+configuration.md: every key with its type, default and meaning (the JSON schema, so the docstrings of the sections), and
+the one table of keyword arguments. algorithms.md: a row for each algorithm and task (its class and its module's
+docstring, of which the first paper named is the reference).
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from aligntune.algorithms.base import algorithm_names, get_algorithm, get_task, 
 from aligntune.core.config.aliases import keyword_table
 from aligntune.core.config.schema import run_schema
 
-DOC = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- tables: begin (scripts/configuration_tables.py writes this part) -->", "<!-- tables: end -->"
 SECTIONS = {
     "model": "ModelConfig",
@@ -98,20 +101,44 @@ def _keywords() -> str:
     return "\n".join(rows) + "\n"
 
 
-def updated(text: str) -> str:
-    """The page with fresh tables between its markers."""
+def algorithm_table() -> str:
+    """One row for each algorithm and task, as Markdown."""
+    rows = ["| name | learns from | rewards | trained by | `learning_rate` | reference |", "|---|---|---|---|---|---|"]
+    for kind, names, get in (("algo", algorithm_names(), get_algorithm), ("task", task_names(), get_task)):
+        for name in names:
+            cls = get(name)
+            rewards = "yes" if cls.uses_rewards else ""
+            rows.append(
+                f"| `{kind}: {name}` | `{cls.data}` rows | {rewards} | `{cls.trainer.partition(':')[2]}` | "
+                f"{cls.learning_rate:g} | {_paper(cls)} |"
+            )
+    return "\n".join(rows) + "\n"
+
+
+def _paper(cls: Any) -> str:
+    """The first arXiv number in the docstring of the class's module, as a link."""
+    found = re.search(r"arXiv:(\d{4}\.\d{4,5})", sys.modules[cls.__module__].__doc__ or "")
+    return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else ""
+
+
+def updated(text: str, fresh: str) -> str:
+    """The page with a fresh part between its markers."""
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n\n{tables()}\n{END}{tail}"
+    return f"{head}{BEGIN}\n\n{fresh}\n{END}{tail}"
 
 
 def main() -> int:
-    text = DOC.read_text(encoding="utf-8")
-    fresh = updated(text)
-    if "--check" in sys.argv:
-        return int(text != fresh)
-    DOC.write_text(fresh, encoding="utf-8")
-    return 0
+    """Rewrite or check both pages."""
+    stale = 0
+    for name, make in (("configuration.md", tables), ("algorithms.md", algorithm_table)):
+        page = DOCS / name
+        text = page.read_text(encoding="utf-8")
+        fresh = updated(text, make())
+        stale += text != fresh
+        if "--check" not in sys.argv:
+            page.write_text(fresh, encoding="utf-8")
+    return int(stale > 0 and "--check" in sys.argv)
 
 
 if __name__ == "__main__":
