@@ -42,6 +42,7 @@ class Example:
     chosen: list[Message] | None = None
     rejected: list[Message] | None = None
     text: str | None = None
+    label: bool | None = None
     tools: str | None = None
     own_system: bool = False
     """The row had a system message of its own, so the configured one was not added."""
@@ -123,7 +124,7 @@ def read_conversation(row: dict[str, Any], fields: Fields, schema: Schema) -> Ex
     """messages (role, content) or ShareGPT conversations (from, value)."""
     value = fields.get(row, "messages" if "messages" in fields.columns else "conversations")
     messages = parse_dialogue(value) if is_dialogue(value) else to_messages(value)
-    example = Example(messages=messages, tools=to_tools(fields.get(row, "tools")))
+    example = Example(messages=messages, tools=to_tools(fields.get(row, "tools")), label=_label(row, fields))
     _add_system(example, messages, row, fields)
     return example
 
@@ -178,9 +179,31 @@ def _pair(
         completion = to_messages(answer if not isinstance(answer, (int, float)) else _number(answer), role="assistant")
         if completion[0]["role"] != "assistant" or not has_answer(completion):
             raise RowProblem(f"the {name} holds no answer of the assistant")
-    example = Example(prompt=prompt, completion=completion, tools=to_tools(fields.get(row, "tools")))
+    tools = to_tools(fields.get(row, "tools"))
+    example = Example(prompt=prompt, completion=completion, tools=tools, label=_label(row, fields))
     _add_system(example, prompt, row, fields)
     return example
+
+
+TRUTHS: dict[Any, bool] = {"true": True, "false": False, "1": True, "0": False, 1: True, 0: False}
+"""What a label may be beside a truth value: text of CSV files, and numbers."""
+
+
+def _label(row: dict[str, Any], fields: Fields) -> bool | None:
+    """Whether the answer is desirable; None where the format has no label."""
+    if "label" not in fields.columns:
+        return None
+    value = fields.get(row, "label")
+    if value is None:
+        raise RowProblem("the label is null")
+    known = TRUTHS.get(value.strip().lower() if isinstance(value, str) else value) if _is_scalar(value) else None
+    if known is None:
+        raise RowFault(f"the label must be true or false (got {value!r})")
+    return known
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str))
 
 
 def _add_system(example: Example, messages: list[Message], row: dict[str, Any], fields: Fields) -> None:
@@ -254,7 +277,7 @@ def canonical(example: Example, schema: Schema) -> dict[str, Any]:
     """
     if schema is Schema.TEXT:
         return {"text": example.text}
-    if schema is Schema.PREFERENCE:
+    if schema is Schema.PREFERENCE or (schema is Schema.UNPAIRED and example.chosen is not None):
         row = {"prompt": example.prompt, "chosen": example.chosen, "rejected": example.rejected}
         return {**row, "tools": example.tools}
     if schema is Schema.MESSAGES:
@@ -269,7 +292,23 @@ def canonical(example: Example, schema: Schema) -> dict[str, Any]:
         return {"prompt": prompt}
     if completion is None:
         raise RowProblem("the conversation has no assistant turn")
-    return {"prompt": prompt, "completion": completion, "tools": example.tools}
+    row = {"prompt": prompt, "completion": completion, "tools": example.tools}
+    return {**row, "label": example.label} if schema is Schema.UNPAIRED else row
+
+
+def unpaired(pairs: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """Preference rows as rows with a label, two for each; `pair` names the pair that a row comes from."""
+    return [
+        {
+            "prompt": row["prompt"],
+            "completion": row[side],
+            "tools": row["tools"],
+            "label": label,
+            "pair": f"{source}:{i}",
+        }
+        for i, row in enumerate(pairs)
+        for side, label in (("chosen", True), ("rejected", False))
+    ]
 
 
 def split_last_answer(example: Example) -> tuple[list[Message], list[Message] | None]:

@@ -11,6 +11,8 @@ that can serve the schema and whose required columns are all there wins.
 | alpaca | instruction, output [, input, system] |
 | prompt_completion | prompt or question; completion, answer or response |
 | text | text |
+| unpaired | prompt or question; completion, answer or response; label |
+| unpaired_messages | messages or conversations; label |
 | prompt | prompt or question; every other column is kept for the rewards |
 
 >>> plan = make_plan(["question", "answer"], DatasetConfig(name="x"), Schema.PROMPT_COMPLETION, None)
@@ -69,7 +71,7 @@ FORMATS: dict[str, Format] = {
             "tools": ("tools",),
         },
         required=("chosen", "rejected"),
-        schemas=(Schema.PREFERENCE, Schema.PROMPT),
+        schemas=(Schema.PREFERENCE, Schema.PROMPT, Schema.UNPAIRED),
         read=examples.read_preference,
         templated=("prompt",),
     ),
@@ -109,6 +111,30 @@ FORMATS: dict[str, Format] = {
         schemas=_ANSWERED,
         read=examples.read_pair,
         templated=("prompt",),
+    ),
+    "unpaired": Format(
+        roles={
+            "prompt": PROMPT_COLUMNS,
+            "completion": ("completion", "answer", "response"),
+            "label": ("label",),
+            "system": (),
+            "tools": ("tools",),
+        },
+        required=("prompt", "completion", "label"),
+        schemas=(Schema.UNPAIRED,),
+        read=examples.read_pair,
+        templated=("prompt",),
+    ),
+    "unpaired_messages": Format(
+        roles={
+            "messages": ("messages", "conversations"),
+            "label": ("label",),
+            "system": (),
+            "tools": ("tools",),
+        },
+        required=("messages", "label"),
+        schemas=(Schema.UNPAIRED,),
+        read=examples.read_conversation,
     ),
     "text": Format(
         roles={"text": ("text",)},
@@ -229,6 +255,12 @@ def _detect(
     if best:
         return best[0]
     wanted = " or ".join(_columns_of(n) for n, spec in FORMATS.items() if schema in spec.schemas)
+    if schema is Schema.PREFERENCE and any(name.startswith("unpaired") for name in complete):
+        raise ValidationError(
+            f"{source.name} holds single answers with a label, and this algorithm learns from pairs "
+            f"(columns found: {', '.join(columns)})",
+            hint="set `algo: kto`, which learns from such rows, or give rows with chosen and rejected",
+        )
     if complete:
         raise ValidationError(
             f"{source.name} holds '{complete[0]}' rows, which have no '{schema.value}' in them "
@@ -252,6 +284,7 @@ def _example_mapping(schema: Schema, columns: Sequence[str]) -> str:
         Schema.PROMPT: ["prompt"],
         Schema.PROMPT_COMPLETION: ["prompt", "completion"],
         Schema.PREFERENCE: ["prompt", "chosen", "rejected"],
+        Schema.UNPAIRED: ["prompt", "completion", "label"],
     }[schema]
     names = [*columns[: len(roles)], *["..."] * len(roles)]
     return "{" + ", ".join(f"{role}: {name}" for role, name in zip(roles, names, strict=False)) + "}"

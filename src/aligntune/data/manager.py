@@ -154,7 +154,9 @@ class DataManager:
         notes = [*notes, *rows.notes, f"{rows.source}: {plan.note}"]
         done, more = self._convert(rows, plan, count)
         if self.schema is Schema.UNPAIRED and "chosen" in done[0]:
-            more.append(f"{len(done)} pairs are taken apart: each chosen answer is desirable, each rejected one is not.")
+            more.append(
+                f"{len(done)} pairs are taken apart: each chosen answer is desirable, each rejected one is not."
+            )
             done = unpaired(done, rows.source)
         return _Part(done, plan.format, rows.source, [*notes, *more])
 
@@ -240,6 +242,10 @@ def _facts(facts: Counter[str], plan: Plan, columns: list[str], schema: Schema) 
             f"{facts['several_answers']} conversations have several assistant turns; only the last one is the "
             "completion (the task chat_completion trains on all of them)."
         )
+    if facts["several_answers"] and schema is Schema.UNPAIRED:
+        notes.append(
+            f"{facts['several_answers']} conversations have several assistant turns; the label is of the last one."
+        )
     if schema is Schema.PROMPT:
         renamed = [name for name in columns if name in RESERVED]
         if renamed:
@@ -302,8 +308,9 @@ def prepare_dataset(
     """Load, convert, draw and mix.
 
     Canonical columns: TEXT `text`; MESSAGES `messages` [, `tools`]; PROMPT_COMPLETION `prompt`, `completion`
-    [, `tools`]; PREFERENCE `prompt`, `chosen`, `rejected` [, `tools`]; PROMPT `prompt`, every column of the
-    row, and `reference` where rows have a gold answer. Prompts, completions and answers are message lists;
+    [, `tools`]; PREFERENCE `prompt`, `chosen`, `rejected` [, `tools`]; UNPAIRED `prompt`, `completion`, `label`
+    [, `tools`] and `pair` where pairs were taken apart; PROMPT `prompt`, every column of the row, and `reference`
+    where rows have a gold answer. Prompts, completions and answers are message lists;
     `tools` is JSON text.
 
     Args:

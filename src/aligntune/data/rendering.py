@@ -101,7 +101,7 @@ def render(
     tokens = Tokens(tokenizer, text=schema is Schema.TEXT, training_template=loss_on == "assistant")
     dataset, notes = prepared.dataset, list(prepared.notes)
     if schema is not Schema.PROMPT:
-        wanted = ("prompt", "completion", "chosen", "rejected", "messages", "text", "tools")
+        wanted = ("prompt", "completion", "label", "pair", "chosen", "rejected", "messages", "text", "tools")
         dataset = dataset.select_columns([c for c in dataset.column_names if c in wanted])
     if tokens.template is None:
         if schema is not Schema.TEXT:
@@ -130,6 +130,7 @@ def _count(
         Schema.MESSAGES: _measure_assistant if loss_on == "assistant" else _measure_whole,
         Schema.PROMPT_COMPLETION: _measure_whole_pair if loss_on == "all" else _measure_pair,
         Schema.PREFERENCE: _measure_preference,
+        Schema.UNPAIRED: _measure_pair,
         Schema.PROMPT: _measure_prompt,
     }[schema]
     count = _Count()

@@ -88,7 +88,20 @@ class DatasetConfig:
     """Branch, tag or commit of the hub repository."""
     preset: str | None = None
     """A known data set's column mapping and template: alpaca, gsm8k, hh_rlhf."""
-    format: Literal["alpaca", "prompt_completion", "messages", "sharegpt", "text", "preference", "prompt"] | None = None
+    format: (
+        Literal[
+            "alpaca",
+            "prompt_completion",
+            "messages",
+            "sharegpt",
+            "text",
+            "preference",
+            "unpaired",
+            "unpaired_messages",
+            "prompt",
+        ]
+        | None
+    ) = None
     """What the rows are; None detects it from the columns, and says what it found."""
     column_mapping: dict[str, str] | None = None
     """Our column name: the source's column name, as `{prompt: question}`."""
@@ -156,6 +169,9 @@ class TrainConfig:
     """Write a checkpoint every so many optimizer steps; None writes none before the end."""
     save_total_limit: PositiveInt | None = None
     """Keep this many checkpoints, the newest; None keeps all (Transformers)."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after this many evaluations in a row without a better value, and keep the best one's weights (Prechelt
+    1998); None trains to the end. Needs `evaluation.every`."""
     dataloader_workers: NonNegativeInt = 0
     """Processes that load data (Transformers)."""
 
