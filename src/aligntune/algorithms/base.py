@@ -75,6 +75,20 @@ class AlgorithmParams:
         """Values set on the configuration object after its construction, because its constructor refuses them."""
         return {}
 
+    def check(self, trainer: Any) -> None:
+        """Refuse what only the data, the model or the rewards can show, before the run's folder is written.
+
+        Args:
+            trainer: the run (`aligntune.core.trainer.Trainer`), with its rows and its model loaded.
+
+        Raises:
+            AlignTuneError: with the fix.
+        """
+
+    def rewards(self, composite: Any) -> Any:
+        """The run's `CompositeReward` as this algorithm adds its components up."""
+        return composite
+
     def trainer_type(self, base: type) -> type:
         """The class that trains, made of the library's (or of what a backend has put in its place)."""
         return base

@@ -15,6 +15,7 @@ Source of the places: `GRPOTrainer` of TRL 1.14.2 (`_generate_and_score_completi
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Generate = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -67,6 +68,10 @@ class Plugin:
         """Factors >= 0 of the policy term, (B, T), which never touch the KL term; None is 1 everywhere."""
         return None
 
+    def micro_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A micro-batch of `rollout`'s dictionary as its loss will see it; called before every loss."""
+        return inputs
+
     def token_loss(self, logps: Any, inputs: dict[str, Any]) -> Any:
         """A loss per token, (B, T), added before aggregation as `loss_type` says; None adds nothing.
 
@@ -84,6 +89,10 @@ class Plugin:
         """Trained parameters beyond the policy's, as one more group of the optimizer."""
         return []
 
+    def optimizer_options(self) -> dict[str, Any]:
+        """Settings of that group which differ from the optimizer's defaults, such as `lr`."""
+        return {}
+
     def skip_update(self) -> bool:
         """Asked after each micro-batch: True drops the gradients that are accumulated so far."""
         return False
@@ -94,6 +103,9 @@ class Plugin:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
+
+    def save(self, folder: Path) -> None:
+        """Write, beside the trained model in `folder`, what else the run has learned (never pickled)."""
 
     # ---- for the methods above ------------------------------------------------------------------------------
 

@@ -28,6 +28,8 @@ def save(trainer: Trainer, folder: Path) -> Path:
         if hasattr(model, "peft_config"):
             options["selected_adapters"] = ["default"]  # not the frozen copy that serves as reference
         model.save_pretrained(folder, **options)
+        if (plugin := getattr(trainer._hf, "plugin", None)) is not None:
+            plugin.save(folder)
         trainer.tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(trainer), encoding="utf-8")
     if not any(folder.glob("*.safetensors")):

@@ -27,7 +27,7 @@ STATE = "aligntune_state"
 HOOKS = {
     "rollout": ("rollout", "advantages", "token_weights"),
     "rewards": ("advantages",),
-    "loss": ("token_loss", "batch_loss"),
+    "loss": ("micro_batch", "token_loss", "batch_loss"),
 }
 """Method of the layer to the plugin's methods that only it calls."""
 
@@ -142,6 +142,7 @@ def layered(base: type) -> type:
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             self._seen.add("loss")
+            inputs = self.plugin.micro_batch(inputs)
             kept = self.beta
             self._in_loss, self._policy_logps = True, None
             if self.plugin.loss_beta is not None:
@@ -206,7 +207,7 @@ def layered(base: type) -> type:
             optimizer = super().create_optimizer(*args, **kwargs)
             extra = self.plugin.parameters()
             if made and extra:
-                optimizer.add_param_group({"params": extra, "weight_decay": 0.0})
+                optimizer.add_param_group({"params": extra, "weight_decay": 0.0, **self.plugin.optimizer_options()})
             return optimizer
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
