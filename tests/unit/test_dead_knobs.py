@@ -86,6 +86,7 @@ KEYS: dict[str, Other] = {
     "train.save_steps": Other(2),
     "train.save_total_limit": Other(2, {"train.save_steps": 2}),
     "train.dataloader_workers": Other(1),
+    "train.early_stopping_patience": Other(1, {**HELD, "evaluation.every": 1}),
     "evaluation.every": Other(2, HELD),
     "evaluation.batch_size": Other(3),
     "evaluation.max_new_tokens": Other(3),
@@ -499,7 +500,7 @@ class Probe:
         if trainer.rewards is not None:
             scores = trainer.rewards.score_batch(["banana", "eel"], {"prompt": ["p", "p"]})
             trainer._record_rollouts(0, ["p", "p"], ["banana", "eel"], {}, scores)
-        return [self.calls, trainer._run.rows]
+        return [self.calls, trainer._run.rows, vars(control)]
 
 
 FIRST = {"model": "loaded", "@data": "data", "rewards": "scored", "evaluation": "asked", "logging": "watched"}

@@ -6,7 +6,6 @@ library itself that print or draw bars are removed; ours is the only one that sp
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import threading
@@ -14,6 +13,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from aligntune.core.early_stopping import is_over
+from aligntune.core.watch import TokenCount, refuse_broken_weights
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
@@ -99,6 +101,8 @@ def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> An
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             trainer.state.status = "running"
             trainer.state.step, trainer.state.epoch = state.global_step, state.epoch or 0.0
+            if trainer._hf is not None:
+                TokenCount(trainer._hf).restore(state)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             trainer.state.step, trainer.state.epoch = state.global_step, state.epoch or 0.0
@@ -107,16 +111,24 @@ def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> An
             every = trainer.config.evaluation.every
             if every and state.global_step % every == 0 and state.global_step < state.max_steps:
                 trainer.evaluate_now(state.global_step)
+                if is_over(trainer):
+                    control.should_training_stop = True
             if stop and trainer.config.algorithm.resumable(trainer.config, state.global_step):
                 control.should_save = True
                 control.should_training_stop = True
+            if trainer._hf is not None:
+                TokenCount(trainer._hf).keep(state)
+            if control.should_save or control.should_training_stop or state.global_step >= state.max_steps:
+                # A checkpoint closes the window of steps that one line of the log averages, and so does the end:
+                # what the resumed run logs is then what the straight one does, and no step is left out.
+                control.should_log = True
+            if control.should_save and kwargs.get("model") is not None:
+                refuse_broken_weights(kwargs["model"], state.global_step)
             return control
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> Any:
             if logs and state.is_world_process_zero and "train_runtime" not in logs:
                 trainer.record(state.global_step, dict(logs))
-            if logs and not math.isfinite(logs.get("loss", 0.0)):
-                control.should_training_stop = True  # the weights are lost; the trainer says so
             return control
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

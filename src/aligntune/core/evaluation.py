@@ -23,7 +23,13 @@ from aligntune.registry import import_attribute
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
 
-PRIMARY = (("eval_rewards/accuracies", True), ("eval_reward", True), ("eval_nll", False))
+PRIMARY = (
+    ("eval_f1_macro", True),
+    ("eval_f1", True),
+    ("eval_rewards/accuracies", True),
+    ("eval_reward", True),
+    ("eval_nll", False),
+)
 """The value that decides which evaluation was the best, and whether larger is better."""
 
 
@@ -32,6 +38,8 @@ def improves(values: dict[str, float], best: float | None) -> float | None:
     for name, larger in PRIMARY:
         if name in values:
             value = values[name]
+            if not math.isfinite(value):
+                return None
             beats = best is None or (value > best if larger else value < best)
             return value if beats else None
     return None
@@ -123,7 +131,10 @@ def _reward(trainer: Trainer, rows: Any) -> dict[str, float]:
     e, seed = trainer.config.evaluation, trainer.config.train.seed
     most = trainer.config.generation.max_completion_length  # type: ignore[attr-defined]
     settings = EvalSettings(
-        max_new_tokens=min(most, e.max_new_tokens), temperature=e.temperature, batch_size=e.batch_size
+        max_new_tokens=min(most, e.max_new_tokens),
+        temperature=e.temperature,
+        batch_size=e.batch_size,
+        num_samples=getattr(trainer.config.algorithm, "num_generations_eval", 1),
     )
     evaluator = BaseEvaluator(trainer.model, trainer.tokenizer, seed=seed, rewards=trainer.rewards)
     values = evaluator.evaluate(rows, "reward", settings)

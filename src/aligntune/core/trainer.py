@@ -26,10 +26,12 @@ from aligntune.core.checks import check_packages, check_reference, check_values
 from aligntune.core.config.io import effective, parse_section
 from aligntune.core.config.root import RunConfig
 from aligntune.core.config.sections import DatasetConfig
-from aligntune.core.evaluation import evaluate_model, improves, sample_answers
+from aligntune.core.early_stopping import last_evaluation, note_evaluation, replay
+from aligntune.core.evaluation import evaluate_model, sample_answers
 from aligntune.core.isolation import no_telemetry
 from aligntune.core.saving import Checkpoint, find_checkpoint
 from aligntune.core.state import TrainingState, TrainResult
+from aligntune.core.watch import refuse_broken_weights, watch
 from aligntune.errors import ConfigurationError, TrainingError
 from aligntune.registry import import_attribute
 from aligntune.utils.collector import patient_collector, settled_objects
@@ -116,7 +118,8 @@ class Trainer:
         if self._rewards is None and self.config.algorithm.uses_rewards:
             from aligntune.rewards import build_rewards
 
-            self._rewards = build_rewards(self.config.rewards)  # type: ignore[attr-defined]
+            made = build_rewards(self.config.rewards)  # type: ignore[attr-defined]
+            self._rewards = self.config.algorithm.rewards(made)
         return self._rewards
 
     def _tell(self, notes: list[str]) -> None:
@@ -189,13 +192,15 @@ class Trainer:
             self._eval_rows()
             self._probe_rewards()
             self._load()
-            self.backend.trainer_class(self.config.algorithm)  # loads the code that the fingerprint describes
+            self.config.algorithm.check(self)
+            self._tell(self.config.algorithm.notes(self.config))
+        self.backend.trainer_class(self.config.algorithm)  # loads the code that the fingerprint describes
             code = self.backend.fingerprint()
         self._run = RunFolder.claim(self.config.output_dir, resume=resume is not None)
         with self._closing_run():
             self._write_header(code)
             if checkpoint:
-                self._run.rewind(checkpoint.step)
+                replay(self, self._run.rewind(checkpoint.step))
             with quiet_libraries():
                 driver = self.config.algorithm.driver
                 return import_attribute(driver)(self, checkpoint) if driver else self._fit(checkpoint)
@@ -240,7 +245,8 @@ class Trainer:
                 f"the training loss is not a finite number ({loss})",
                 hint="lower train.learning_rate; metrics.jsonl shows where it began",
             )
-        held_out = self.evaluate_now(self.state.step) if self._eval_data is not None else {}
+        refuse_broken_weights(self._hf.model, self.state.step)
+        held_out = last_evaluation(self) if self._eval_data is not None else {}
         path = self.save_model()
         result = self._result(loss, seconds, path, held_out)
         self.state.status = "finished"
@@ -271,13 +277,15 @@ class Trainer:
             "callbacks": [make_callback(self, stop, progress)],
         }
         if params.uses_rewards:
-            from aligntune.rewards.adapters import TRLReward
+            from aligntune.rewards.adapters import trl_rewards
 
-            kwargs["reward_funcs"] = [TRLReward(self.rewards, recorder=self._record_rollouts)]
+            split = getattr(params, "splits_rewards", False)
+            kwargs["reward_funcs"] = trl_rewards(self.rewards, recorder=self._record_rollouts, split=split)
         hf = params.trainer_type(self.backend.trainer_class(params))(**kwargs, **params.trainer_kwargs(self))
         params.attach(hf, self)
         check_values(hf.args, {**values, **late})
         check_reference(hf)
+        watch(hf, self)
         quiet(hf)
         return hf
 
@@ -345,6 +353,8 @@ class Trainer:
             return
         from aligntune.rewards.adapters import completion_text
 
+        plugin = getattr(self._hf, "plugin", None)
+        marks = plugin.rollout_columns(scores.total) if plugin is not None else {}
         rows = [
             {
                 "step": step + 1,  # the step that learns from them, so that a resume knows what to keep
@@ -352,6 +362,7 @@ class Trainer:
                 "completion": completion_text(completion),
                 "reward": scores.total[i],
                 **{f"reward/{name}": values[i] for name, values in scores.raw.items()},
+                **{name: values[i] for name, values in marks.items()},
             }
             for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
@@ -361,8 +372,7 @@ class Trainer:
         """Evaluate on the run's held-out rows during training: logged, and the best value remembered."""
         values = evaluate_model(self, self._eval_rows())
         self.record(step, values)
-        if (best := improves(values, self.state.best_metric)) is not None:
-            self.state.best_metric, self.state.best_step = best, step
+        note_evaluation(self, step, values)
         if self.config.logging.samples:
             answers = sample_answers(self, self._eval_rows(), self.config.logging.samples)
             self._run.append_samples([{"step": step, **row} for row in answers])

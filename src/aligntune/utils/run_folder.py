@@ -171,10 +171,10 @@ class RunFolder:
         """Write the rollouts that are still in memory. Call it before a checkpoint is written."""
         self._rollouts.flush()
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int) -> list[dict[str, Any]]:
         """Cut metrics, samples and rollouts that were written after `step` (the restored checkpoint's).
 
-        A row without `step` stays.
+        A row without `step` stays. Returns the rows of `metrics.jsonl` that stay.
         """
         for name in (METRICS, SAMPLES):
             rows = read_lines(self.path / name)
@@ -182,6 +182,7 @@ class RunFolder:
             if len(kept) < len(rows):
                 rewrite_lines(self.path / name, kept)
         rewind_rollouts(self.path / ROLLOUTS, step)
+        return list(read_lines(self.path / METRICS))
 
     def mark_finished(self, summary: Mapping[str, Any] | None = None) -> None:
         """Flush, and mark the run as finished: the folder is refused to any other run from now on."""

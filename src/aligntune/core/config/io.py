@@ -19,7 +19,7 @@ import yaml
 from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 
-from aligntune.algorithms.base import ALIAS_PARAMETERS, ALIASES, AlgorithmParams, parse_params
+from aligntune.algorithms.base import ALIAS_PARAMETERS, ALIASES, AlgorithmParams, explain_unknown, parse_params
 from aligntune.core.config.base import UNSET, is_section, to_plain, walk
 from aligntune.core.config.reading import apply_overrides, copy_plain, read_yaml, set_key
 from aligntune.core.config.root import RLConfig, RunConfig, SFTConfig
@@ -68,7 +68,10 @@ def _fault(cls: type, error: Any) -> tuple[str, str]:
     steps = [p for p in parents if _is_step(p)] + ([last] if unknown or _is_step(last) else [])
     path = map(str, steps)
     if unknown:  # the key is the user's own, whatever characters it has
-        names = [f.name for f in dataclasses.fields(_owner(cls, steps[:-1]))]
+        owner = _owner(cls, steps[:-1])
+        if issubclass(owner, AlgorithmParams) and (told := explain_unknown(owner, str(last))):
+            return ".".join(path), told
+        names = [f.name for f in dataclasses.fields(owner)]
         return ".".join(path), f"unknown key; {nearest(str(last).replace('-', '_'), names)}"
     if error["type"] in ("missing", "missing_argument"):
         return ".".join(path), "is missing"
@@ -256,6 +259,8 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
     from aligntune.core.backend import BACKENDS
 
     keys = {**config.algorithm.inert_keys(config), **BACKENDS[config.backend].inert}
+    if config.evaluation.dataset is None or config.evaluation.every is None:
+        keys["train.early_stopping_patience"] = "there is no `evaluation.every` that would evaluate in training"
     if config.evaluation.dataset is None:
         keys["evaluation.every"] = "there is no `evaluation.dataset` to evaluate on"
         keys["logging.samples"] = "there is no `evaluation.dataset` whose prompts could be answered"

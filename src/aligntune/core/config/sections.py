@@ -194,6 +194,38 @@ class GenerationConfig:
     """Drop tokens below this share of the most likely one; None is off (TRL)."""
     repetition_penalty: PositiveFloat = 1.0
     """Penalty on tokens seen before; 1.0 is off (TRL)."""
+    use_vllm: bool = False
+    """Sample with vLLM in place of Transformers; needs the package (off in TRL)."""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """In the training process, or on a server started with `trl vllm-serve` (TRL)."""
+    vllm_gpu_memory_utilization: OpenFraction = 0.3
+    """colocate: share of the GPU's memory for vLLM (TRL)."""
+    vllm_tensor_parallel_size: PositiveInt = 1
+    """colocate: GPUs that one copy of the model is spread over (TRL)."""
+    vllm_max_model_length: PositiveInt | None = None
+    """colocate: vLLM's context in tokens; None takes the model's (TRL)."""
+    vllm_enable_sleep_mode: bool = False
+    """colocate: free vLLM's memory during the update (off in TRL)."""
+    vllm_server_base_url: Text | None = None
+    """server: its address, in place of host and port (TRL)."""
+    vllm_server_host: Text = "0.0.0.0"
+    """server: its host (TRL)."""
+    vllm_server_port: Annotated[int, Ge(1), Lt(65536)] = 8000
+    """server: its port (TRL)."""
+    vllm_server_timeout: PositiveFloat = 240.0
+    """server: most seconds to wait for it at the start (TRL)."""
+    vllm_group_port: Annotated[int, Ge(1), Lt(65536)] = 51216
+    """server: port over which weights are sent (TRL)."""
+    vllm_importance_sampling_correction: bool = True
+    """Correct for the difference between vLLM's and the model's probabilities (on in TRL)."""
+    vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
+        "sequence_mask"
+    )
+    """How the correcting ratio is limited: cut off or left out, by token or by completion (TRL)."""
+    vllm_importance_sampling_clip_max: PositiveFloat | None = 3.0
+    """Upper limit of the correcting ratio (TRL)."""
+    vllm_importance_sampling_clip_min: PositiveFloat | None = None
+    """Lower limit of the correcting ratio; None is none (TRL)."""
 
 
 @section
