@@ -73,6 +73,35 @@ def save_tiny_model(folder: Path, *, chat: bool = True, seed: int = 0, hidden: i
     return folder
 
 
+def save_tiny_reward_model(folder: Path, *, chat: bool = True, labels: int = 1, seed: int = 1) -> Path:
+    """Write an untrained Llama sequence classifier and its byte tokenizer to `folder`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.set_num_threads(1)
+    tokenizer = byte_tokenizer(chat=chat)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        num_labels=labels,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = LlamaForSequenceClassification(config)
+    torch.random.set_rng_state(state)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def convert_stories260k(source: Path, folder: Path) -> Path:
     """Convert `stories260K.bin` and `tok512.bin` (llama2.c, version 0) to a Hugging Face folder.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import subprocess
@@ -26,7 +27,7 @@ from aligntune.rewards import (
 )
 from aligntune.rewards.base import KINDS, REWARDS
 
-BUILTINS = ["answer_format", "length", "math_correctness", "regex", "think_format"]
+BUILTINS = ["answer_format", "length", "math_correctness", "regex", "reward_model", "think_format"]
 
 FILE = """
 from neighbour import LIMIT
@@ -67,7 +68,7 @@ def test_the_catalogue() -> None:
     for name in BUILTINS:
         info = RewardRegistry.describe(name)
         assert info.kind in KINDS
-        assert info.range == (0, 1)
+        assert info.range == ((-math.inf, math.inf) if name == "reward_model" else (0, 1))
         assert info.summary.endswith(".")
     assert RewardRegistry.describe("math_correctness").columns == ("reference",)
     assert RewardRegistry.describe("length").parameters["max_length"] == 500

@@ -36,6 +36,7 @@ from aligntune.errors import ConfigurationError, TrainingError
 from aligntune.registry import import_attribute
 from aligntune.utils.collector import patient_collector, settled_objects
 from aligntune.utils.logging import get_logger, quiet_libraries
+from aligntune.utils.quantization import kept_adapters
 
 log = get_logger(__name__)
 REPORT = "aligntune.report:build_report"  # a lazy name, because the report stands in a higher layer
@@ -119,6 +120,7 @@ class Trainer:
             from aligntune.rewards import build_rewards
 
             made = build_rewards(self.config.rewards)  # type: ignore[attr-defined]
+            made.place(self.config.model.device)
             self._rewards = self.config.algorithm.rewards(made)
         return self._rewards
 
@@ -194,7 +196,7 @@ class Trainer:
             self._load()
             self.config.algorithm.check(self)
             self._tell(self.config.algorithm.notes(self.config))
-        self.backend.trainer_class(self.config.algorithm)  # loads the code that the fingerprint describes
+            self.backend.trainer_class(self.config.algorithm)  # loads the code that the fingerprint describes
             code = self.backend.fingerprint()
         self._run = RunFolder.claim(self.config.output_dir, resume=resume is not None)
         with self._closing_run():
@@ -281,7 +283,9 @@ class Trainer:
 
             split = getattr(params, "splits_rewards", False)
             kwargs["reward_funcs"] = trl_rewards(self.rewards, recorder=self._record_rollouts, split=split)
-        hf = params.trainer_type(self.backend.trainer_class(params))(**kwargs, **params.trainer_kwargs(self))
+        kind = params.trainer_type(self.backend.trainer_class(params))
+        with kept_adapters(loaded.model, self.config.model.quantization is not None):
+            hf = kind(**kwargs, **params.trainer_kwargs(self))
         params.attach(hf, self)
         check_values(hf.args, {**values, **late})
         check_reference(hf)

@@ -92,6 +92,10 @@ class RewardFunction:
         had."""
         return _source(type(self))
 
+    def place(self, device: str) -> None:
+        """Told where the run computes ("auto", "cpu", "cuda", "mps"), before the first score; for rewards that hold a
+        model."""
+
     def compute(self, text: str, **kwargs: Any) -> float | None:
         """Score one text.
 

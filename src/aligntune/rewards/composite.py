@@ -154,6 +154,11 @@ class CompositeReward:
         self.components = made
         self.none = none
 
+    def place(self, device: str) -> None:
+        """Let every reward that holds a model compute on `device` ("auto", "cpu", "cuda", "mps")."""
+        for c in self.components:
+            c.reward.place(device)
+
     @property
     def required_columns(self) -> set[str]:
         """Columns that the data must have; `prompt`, `completion` and `completion_ids` come from whoever

@@ -108,7 +108,7 @@ class RewardRegistry:
         """Kind, range, columns, parameters with defaults, and the first paragraph of the docstring."""
         made = resolve(name)
         columns = tuple(sorted(made.columns)) if not issubclass(made, FunctionReward) else made.signature.required
-        defaults = made.signature.defaults if issubclass(made, FunctionReward) else {}
+        defaults = made.signature.defaults if issubclass(made, FunctionReward) else _constructor_defaults(made)
         parameters = {k: v for k, v in defaults.items() if k not in PROVIDED}
         summary = " ".join((inspect.getdoc(made) or "").partition("\n\n")[0].split())
         return RewardInfo(name, made.kind, made.range, columns, parameters, summary)
@@ -189,6 +189,12 @@ def resolve(kind: str | Enum) -> type[RewardFunction]:
         ]
         raise ConfigurationError(f"{place} has no function '{attribute}'", hint=nearest(attribute, functions))
     return _as_class(target, attribute, origin=name)
+
+
+def _constructor_defaults(cls: type[RewardFunction]) -> dict[str, Any]:
+    """Parameters of a reward class with their defaults, as its constructor names them."""
+    named = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in named if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def _as_class(

@@ -76,7 +76,7 @@ RL_ONLY: dict[str, str] = {
     "max_completion_length": "generation.max_completion_length",
 }
 SFT_ONLY: dict[str, str] = {"task_type": "task.name"}
-HANDLED = ("use_peft", "reward_functions", "reward_function_weights")
+HANDLED = ("use_peft", "reward_functions", "reward_function_weights", "reward_model_name")
 
 
 def keyword_table(kind: Kind) -> dict[str, str]:
@@ -119,7 +119,7 @@ def keywords_to_keys(kind: Kind, keywords: Mapping[str, Any]) -> dict[str, Any]:
         _reward_keywords(given, keys)
     elif set(given) & set(HANDLED[1:]):
         raise ConfigurationError(
-            "supervised runs have no rewards", hint="drop reward_functions, or use create_rl_trainer"
+            "supervised runs have no rewards", hint="drop the rewards, or use create_rl_trainer"
         )
     _peft_keywords(given, keys)
     order = sorted(keys, key=lambda k: not k.endswith(".name"))  # a name first: it clears old parameters
@@ -143,6 +143,14 @@ def _all_parameters(name: str) -> set[str]:
 
 
 def _reward_keywords(given: Mapping[str, Any], keys: dict[str, Any]) -> None:
+    _function_keywords(given, keys)
+    if (path := given.get("reward_model_name")) is not None:
+        model = {"type": "reward_model", "params": {"path": str(path)}}
+        listed = keys.get("rewards", [])
+        keys["rewards"] = [*(listed if isinstance(listed, (list, tuple)) else [listed]), model]
+
+
+def _function_keywords(given: Mapping[str, Any], keys: dict[str, Any]) -> None:
     functions = given.get("reward_functions")
     weights = given.get("reward_function_weights")
     if functions is None:
