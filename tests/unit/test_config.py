@@ -281,9 +281,9 @@ def test_keywords_that_nobody_knows_are_refused_with_the_nearest():
         keywords_to_keys("sft", {"use_peft": False, "lora_r": 3})
     with pytest.raises(ConfigurationError) as caught:
         keywords_to_keys("sft", {"beta": 1, "task_type": "instruction_following"})
-    assert (caught.value.message, caught.value.hint) == (
-        "'beta' is no parameter of instruction_following", "it belongs to dpo, grpo",
-    )  # fmt: skip
+    assert caught.value.message == "'beta' is no parameter of instruction_following"
+    assert caught.value.hint.startswith("it belongs to ")
+    assert {"dpo,", "grpo,"} <= set(f"{caught.value.hint},".split())
     with pytest.raises(ConfigurationError, match="'rewards' is no parameter"):
         keywords_to_keys("sft", {"rewards": ["length"]})
     assert keywords_to_keys("sft", {"use_peft": True}) == {"model.peft": {}}

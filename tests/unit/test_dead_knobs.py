@@ -44,6 +44,8 @@ HELD = {"evaluation.dataset": {"name": "{held}"}}
 HUB = {"@data.name": "someone/rows"}
 HELD_HUB = {"evaluation.dataset": {"name": "someone/rows"}}
 TWO = {"datasets": [{"name": "{rows}"}, {"name": "{more}"}]}
+VLLM = {"generation.use_vllm": True}
+SERVER = {**VLLM, "generation.vllm_mode": "server"}
 TEMPLATE = helpers.CHAT_TEMPLATE.replace("<|im_start|>'", "<|im_start|>the '")
 
 KEYS: dict[str, Other] = {
@@ -103,6 +105,21 @@ KEYS: dict[str, Other] = {
     "generation.top_k": Other(5),
     "generation.min_p": Other(0.1),
     "generation.repetition_penalty": Other(1.5),
+    "generation.use_vllm": Other(True),
+    "generation.vllm_mode": Other("server", VLLM),
+    "generation.vllm_gpu_memory_utilization": Other(0.5, VLLM),
+    "generation.vllm_tensor_parallel_size": Other(2, VLLM),
+    "generation.vllm_max_model_length": Other(64, VLLM),
+    "generation.vllm_enable_sleep_mode": Other(True, VLLM),
+    "generation.vllm_server_base_url": Other("http://there", SERVER),
+    "generation.vllm_server_host": Other("there", SERVER),
+    "generation.vllm_server_port": Other(9000, SERVER),
+    "generation.vllm_server_timeout": Other(9.0, SERVER),
+    "generation.vllm_group_port": Other(9001, SERVER),
+    "generation.vllm_importance_sampling_correction": Other(False, VLLM),
+    "generation.vllm_importance_sampling_mode": Other("token_mask", VLLM),
+    "generation.vllm_importance_sampling_clip_max": Other(5.0, VLLM),
+    "generation.vllm_importance_sampling_clip_min": Other(0.5, VLLM),
     "rewards.0.type": Other("{rewards}:longer"),
     "rewards.0.weight": Other(2.0),
     "rewards.0.name": Other("mine"),
@@ -134,6 +151,36 @@ KEYS: dict[str, Other] = {
     "evaluation.dataset.max_samples": Other(2, HELD),
     "evaluation.dataset.weight": Other(3.0, HELD),
 }
+ADAPTIVE = {"algo.use_adaptive_entropy": True}
+GROUP = {
+    "num_generations": Other(2),
+    "num_generations_eval": Other(2, {"evaluation.temperature": 1.0}),
+    "mask_truncated_completions": Other(True),
+    "disable_dropout": Other(True),
+    "top_entropy_quantile": Other(0.2),
+    "entropy_coef": Other(0.01),
+    "use_adaptive_entropy": Other(True),
+    "entropy_coef_min": Other(0.1, ADAPTIVE),
+    "entropy_coef_max": Other(0.5, ADAPTIVE),
+    "entropy_coef_delta": Other(0.01, ADAPTIVE),
+    "entropy_target": Other(0.5, ADAPTIVE),
+}
+"""Parameters of every algorithm on TRL's GRPOTrainer; the next four are of those that leave them open."""
+REUSE = {
+    "num_iterations": Other(2),
+    "steps_per_generation": Other(2),
+    "off_policy_mask_threshold": Other(0.5, {"algo.num_iterations": 2}),
+}
+CLIP = {"epsilon": Other(0.5), "epsilon_high": Other(0.5), "delta": Other(2.0)}
+MOVING = {"algo.beta": 0.1, "algo.sync_ref_model": True}
+REFERENCE = {
+    "beta": Other(0.5),
+    "use_bias_correction_kl": Other(True, {"algo.beta": 0.1}),
+    "sync_ref_model": Other(True, {"algo.beta": 0.1}),
+    "ref_model_mixup_alpha": Other(0.5, MOVING),
+    "ref_model_sync_steps": Other(2, MOVING),
+}
+SCALING = {"scale_rewards": Other("none"), "reward_aggregation": Other("normalize_then_sum")}
 OWN: dict[str, dict[str, Other]] = {
     "instruction_following": {"train_on": Other("all")},
     "chat_completion": {"train_on": Other("all")},
@@ -145,15 +192,19 @@ OWN: dict[str, dict[str, Other]] = {
         "precompute_ref_log_probs": Other(True),
     },
     "grpo": {
-        "num_generations": Other(2),
-        "beta": Other(0.5),
-        "epsilon": Other(0.5),
-        "epsilon_high": Other(0.5),
+        **GROUP,
+        **REUSE,
+        **CLIP,
+        **REFERENCE,
+        **SCALING,
         "loss_type": Other("dapo"),
-        "scale_rewards": Other("none"),
-        "num_iterations": Other(2),
-        "steps_per_generation": Other(2),
-        "mask_truncated_completions": Other(True),
+        "importance_sampling_level": Other("sequence"),
+        "sapo_temperature_pos": Other(2.0, {"algo.loss_type": "sapo"}),
+        "sapo_temperature_neg": Other(2.0, {"algo.loss_type": "sapo"}),
+        "vespo_k_pos": Other(1.0, {"algo.loss_type": "vespo"}),
+        "vespo_lambda_pos": Other(1.0, {"algo.loss_type": "vespo"}),
+        "vespo_k_neg": Other(1.0, {"algo.loss_type": "vespo"}),
+        "vespo_lambda_neg": Other(1.0, {"algo.loss_type": "vespo"}),
     },
 }
 for _task in ("instruction_following", "chat_completion", "text_generation"):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import fields
 from enum import StrEnum
 from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
@@ -66,6 +67,8 @@ class AlgorithmParams:
     head: ClassVar[Head] = "causal_lm"
     driver: ClassVar[str] = ""
     evaluator: ClassVar[str] = ""
+    fixed: ClassVar[dict[str, Any]] = {}
+    """Options of the library that the algorithm itself decides: they are no fields, and setting one is refused."""
 
     def arguments(self, config: Any) -> dict[str, Any]:
         """Values for the TRL configuration class beyond the common ones (`core.arguments`)."""
@@ -74,6 +77,14 @@ class AlgorithmParams:
     def late_arguments(self, config: Any) -> dict[str, Any]:
         """Values set on the configuration object after its construction, because its constructor refuses them."""
         return {}
+
+    def arrange(self, rows: Any, config: Any) -> tuple[Any, list[str]]:
+        """The training rows (a `datasets.Dataset`) as the library's trainer gets them, and a sentence for each change.
+
+        Raises:
+            ValidationError: the algorithm cannot learn from these rows.
+        """
+        return rows, []
 
     def check(self, trainer: Any) -> None:
         """Refuse what only the data, the model or the rewards can show, before the run's folder is written.
@@ -115,6 +126,10 @@ class AlgorithmParams:
         """
         return self.inert
 
+    def notes(self, config: Any) -> list[str]:
+        """Sentences that the user should read before the run, as where settings have no effect together."""
+        return []
+
     def faults(self, config: Any) -> list[tuple[str, str]]:
         """Contradictions between this section and others, as (dotted key, sentence)."""
         return []
@@ -151,6 +166,17 @@ def task(
     return _register(TASKS, "sft", key, trainer, args, data)
 
 
+def explain_unknown(cls: type[AlgorithmParams], key: str) -> str | None:
+    """What to say of a key that is no field of `cls`, but of other algorithms, or that `cls` fixes; else None."""
+    _import_all()
+    registry = ALGORITHMS if cls.kind == "rl" else TASKS
+    having = [n for n in registry.names() if key in {f.name for f in fields(registry.get(n))}]  # type: ignore[arg-type]
+    if key in cls.fixed:
+        allowed = f"; algorithms that leave it open: {', '.join(having)}" if having else ""
+        return f"{cls.key} fixes it ({cls.fixed[key]}){allowed}"
+    return f"is not an option of {cls.key}; algorithms that have it: {', '.join(having)}" if having else None
+
+
 @cache
 def _import_all() -> None:
     """Import every module of this package, which registers what is in them (pure Python, milliseconds)."""
@@ -160,6 +186,8 @@ def _import_all() -> None:
 
 
 ALIASES: dict[str, str] = {
+    "bolt": "pace",
+    "counterfact_grpo": "counterfactual_grpo",
     "gbmpo_l2": "gbmpo",
     "gbmpo_l2kl": "gbmpo",
     "gbmpo_probl2": "gbmpo",

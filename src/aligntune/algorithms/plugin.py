@@ -97,6 +97,14 @@ class Plugin:
         """Asked after each micro-batch: True drops the gradients that are accumulated so far."""
         return False
 
+    def rollout_columns(self, totals: list[float | None]) -> dict[str, list[Any]]:
+        """Further columns of the stored rollouts, one value for each completion that is being scored.
+
+        Args:
+            totals: rewards of this process's completions, in groups where no group spans two processes.
+        """
+        return {}
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold: JSON values and tensors, by name."""
         return {}

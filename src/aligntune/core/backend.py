@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from aligntune.core.config.sections import GenerationConfig
 from aligntune.core.isolation import fingerprint
 from aligntune.errors import ConfigurationError, EnvironmentError
 from aligntune.registry import import_attribute, nearest
@@ -139,6 +140,11 @@ BACKENDS: dict[str, BackendInfo] = {
             "model.device": "Unsloth chooses the device itself",
             "model.attn_implementation": "Unsloth chooses its own attention kernels",
             "model.peft.use_dora": "Unsloth trains plain LoRA",
+            **{
+                f"generation.{f.name}": "Unsloth keeps vLLM inside a model of its own, which is not loaded here"
+                for f in fields(GenerationConfig)  # type: ignore[arg-type]
+                if "vllm" in f.name
+            },
         },
     ),
 }

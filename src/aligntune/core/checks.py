@@ -33,6 +33,9 @@ def check_packages(config: RunConfig) -> None:
     wanted = {f"logging.report_to: {s}": SERVICES[s] for s in config.logging.report_to}
     if "8bit" in config.train.optimizer:
         wanted[f"train.optimizer: {config.train.optimizer}"] = ("bitsandbytes",)
+    generation = getattr(config, "generation", None)
+    if generation is not None and generation.use_vllm:
+        wanted["generation.use_vllm: true"] = ("vllm",)
     for key, packages in wanted.items():
         if not any(importlib.util.find_spec(package) for package in packages):
             raise EnvironmentError(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from aligntune.errors import ValidationError
+from aligntune.errors import ConfigurationError, RewardError, ValidationError
 from aligntune.rewards.composite import TOTAL, BatchScores, CompositeReward
 
 Recorder = Callable[[int, list[Any], list[Any], dict[str, list[Any]], BatchScores], None]
@@ -32,6 +32,7 @@ class TRLReward:
     def __init__(self, composite: CompositeReward, recorder: Recorder | None = None) -> None:
         self.composite = composite
         self.recorder = recorder
+        self.latest: BatchScores | None = None
         self.__name__ = TOTAL
 
     def __call__(
@@ -58,6 +59,7 @@ class TRLReward:
         if completion_ids is not None:
             given["completion_ids"] = list(completion_ids)
         scores = self.composite.score_batch([completion_text(c) for c in completions], given, extras=extras)
+        self.latest = scores
         if log_metric is not None:
             for name, value in self.composite.summary(scores, given["prompt"]).items():
                 log_metric(name, value)
@@ -65,6 +67,49 @@ class TRLReward:
             step = int(getattr(extras.get("trainer_state"), "global_step", 0))
             self.recorder(step, given["prompt"], given["completion"], columns, scores)
         return scores.total
+
+
+class ComponentReward:
+    """One component of a composite, for a trainer that normalises the rewards apart.
+
+    A row without a total (a missing component under `none: drop`) has no score in any component.
+
+    Args:
+        whole: the composite's own function, which scores a batch once for all of its components.
+        name: the component.
+        first: whether this one is called first for each batch.
+    """
+
+    def __init__(self, whole: TRLReward, name: str, *, first: bool) -> None:
+        self.whole, self.name, self.first = whole, name, first
+        self.__name__ = name
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **arguments: Any) -> list[float | None]:
+        """Score a batch; the arguments are those of `TRLReward`."""
+        if self.first:
+            self.whole(prompts, completions, **arguments)
+        scores = self.whole.latest
+        if scores is None:
+            raise RewardError(f"the component '{self.name}' was asked before the composite", hint="keep their order")
+        values = scores.components[self.name]
+        return [None if total is None else value for total, value in zip(scores.total, values, strict=True)]
+
+
+def trl_rewards(composite: CompositeReward, recorder: Recorder | None = None, *, split: bool = False) -> list[Any]:
+    """The reward functions that TRL gets: the composite as one, or (`split`) one for each of its components.
+
+    Raises:
+        ConfigurationError: `split` with a composite whose total is not the plain weighted sum of its components.
+    """
+    whole = TRLReward(composite, recorder)
+    if not split:
+        return [whole]
+    if type(composite) is not CompositeReward or composite.none != "drop":
+        raise ConfigurationError(
+            "algo.reward_aggregation: rewards can be normalised apart only where their total is a plain weighted sum",
+            hint="set algo.reward_aggregation to sum_then_normalize",
+        )
+    return [ComponentReward(whole, c.name, first=i == 0) for i, c in enumerate(composite.components)]
 
 
 def completion_text(completion: Any) -> str:

@@ -98,6 +98,8 @@ class DatasetConfig:
             "preference",
             "unpaired",
             "unpaired_messages",
+            "classification",
+            "tokens",
             "prompt",
         ]
         | None
@@ -208,7 +210,7 @@ class GenerationConfig:
     """colocate: free vLLM's memory during the update (off in TRL)."""
     vllm_server_base_url: Text | None = None
     """server: its address, in place of host and port (TRL)."""
-    vllm_server_host: Text = "0.0.0.0"
+    vllm_server_host: Text = "0.0.0.0"  # noqa: S104 - where to connect to, not where to listen
     """server: its host (TRL)."""
     vllm_server_port: Annotated[int, Ge(1), Lt(65536)] = 8000
     """server: its port (TRL)."""

@@ -24,6 +24,8 @@ from aligntune.errors import TrainingError
 
 STATE = "aligntune_state"
 """Name of a checkpoint's files with the plugin's state."""
+REFERENCE = "reference/"
+"""Prefix of a moving reference's weights in that state."""
 HOOKS = {
     "rollout": ("rollout", "advantages", "token_weights"),
     "rewards": ("advantages",),
@@ -106,7 +108,8 @@ def layered(base: type) -> type:
             """Connect the plugin; called once, after construction."""
             self.plugin = plugin
             self._seen: set[str] = set()
-            self._in_loss, self._policy_logps, self.last_rewards = False, None, None
+            self._in_loss, self._policy_logps = False, None
+            self.last_rewards: Any = None  # (N, F), of the latest generation
             plugin.trainer, plugin.config, plugin.backend = self, config, backend
             plugin.start()
 
@@ -212,19 +215,29 @@ def layered(base: type) -> type:
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             super()._save_checkpoint(model, trial)
-            state = self.plugin.state()
+            state = {**self.plugin.state(), **self._moved_reference()}
             if not state or not self.args.should_save:
                 return
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            tensors = {k: v.detach().cpu().contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
+            tensors = {
+                k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, torch.Tensor)
+            }
             plain = {k: v for k, v in state.items() if k not in tensors}
             if tensors:
                 save_file(tensors, folder / f"{STATE}.safetensors")
             (folder / f"{STATE}.json").write_text(json.dumps(plain), encoding="utf-8")
 
+        def _moved_reference(self) -> dict[str, Any]:
+            """Weights of a reference that moves (`sync_ref_model`), which no file of the run holds otherwise."""
+            if not self.args.sync_ref_model:
+                return {}
+            reference = self.accelerator.unwrap_model(self.ref_model)
+            return {f"{REFERENCE}{name}": weight for name, weight in reference.named_parameters()}
+
         def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
             super()._load_optimizer_and_scheduler(checkpoint)
-            if checkpoint is None or type(self.plugin).state is Plugin.state:
+            stateful, moves = type(self.plugin).state is not Plugin.state, self.args.sync_ref_model
+            if checkpoint is None or not (stateful or moves):
                 return
             plain, tensors = (Path(checkpoint) / f"{STATE}.{kind}" for kind in ("json", "safetensors"))
             if not plain.is_file():
@@ -233,7 +246,11 @@ def layered(base: type) -> type:
                     hint="resume from a checkpoint that this algorithm wrote, or start anew",
                 )
             state = json.loads(plain.read_text(encoding="utf-8"))
-            self.plugin.load_state({**state, **(load_file(tensors) if tensors.is_file() else {})})
+            state |= load_file(tensors) if tensors.is_file() else {}
+            for name, weight in self.accelerator.unwrap_model(self.ref_model).named_parameters() if moves else ():
+                weight.data.copy_(state.pop(f"{REFERENCE}{name}"))
+            if stateful:
+                self.plugin.load_state(state)
 
     Layered.__name__, Layered.__qualname__ = base.__name__, base.__qualname__
     return Layered
