@@ -1,0 +1,88 @@
+"""Rewards whose weights depend on the row's task, for training on several tasks at once.
+
+    rewards = TaskRewards(composite, column="task", weights={"math": {"math_correctness": 1.0, "length": 0.0}})
+
+The weight of a component in a row's total is the one that the table gives for the row's task, and the component's own
+weight where the table names neither the task nor the component. Everything else is the composite's.
+
+Source: the weighted sum of `CompositeReward`. It does not switch components off: one of weight 0 is scored and logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.registry import nearest
+from aligntune.rewards.composite import BatchScores, CompositeReward
+
+
+class TaskRewards(CompositeReward):
+    """A `CompositeReward` with weights by task.
+
+    Args:
+        composite: what scores.
+        column: the data column that names each row's task.
+        weights: task to component to weight.
+
+    Raises:
+        ConfigurationError: a component that the run does not have.
+    """
+
+    def __init__(self, composite: CompositeReward, *, column: str, weights: Mapping[str, Mapping[str, float]]) -> None:
+        super().__init__(composite.components, none=composite.none)
+        known = [c.name for c in self.components]
+        for task, table in weights.items():
+            for name in table:
+                if name not in known:
+                    raise ConfigurationError(
+                        f"algo.task_weights.{task}: there is no reward '{name}'", hint=nearest(name, known)
+                    )
+        self.column = column
+        self._tasks = {
+            task: CompositeReward([replace(c, weight=t.get(c.name, c.weight)) for c in self.components], none=self.none)
+            for task, t in weights.items()
+        }
+
+    def check_columns(self, present: Sequence[str]) -> None:
+        super().check_columns(present)
+        if self.column not in present:
+            raise ValidationError(
+                f"algo.task_weights needs the column '{self.column}' (algo.task_column), which the data do not have",
+                hint=f"the data have: {', '.join(sorted(present)) or 'none'}",
+            )
+
+    def check_tasks(self, found: set[str]) -> list[str]:
+        """Refuse a table for a task that no row has; one sentence for the tasks without a table.
+
+        Raises:
+            ConfigurationError: names the task and what the data have.
+        """
+        for task in self._tasks:
+            if task not in found:
+                raise ConfigurationError(
+                    f"algo.task_weights: no row has the task '{task}'", hint=nearest(task, sorted(found))
+                )
+        rest = sorted(found - set(self._tasks))
+        return [f"rows of the tasks {', '.join(rest)} take the rewards' own weights"] if rest else []
+
+    def score_batch(
+        self,
+        texts: Sequence[str],
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        extras: Mapping[str, Any] | None = None,
+    ) -> BatchScores:
+        scores = super().score_batch(texts, columns, extras=extras)
+        tasks = [str(value) for value in (columns or {})[self.column]]
+        rows = [[scores.components[c.name][i] for c in self.components] for i in range(len(texts))]
+        total = [self._tasks.get(task, self)._total(row) for task, row in zip(tasks, rows, strict=True)]
+        stats = {**scores.stats, "rows_dropped": sum(t is None for t in total)}
+        return replace(scores, total=total, stats=stats)
+
+    def summary(self, scores: BatchScores, prompts: Sequence[Any] | None = None) -> dict[str, float]:
+        """As the composite's, without the shares of the total's variance, which have no one weight here."""
+        values = super().summary(scores, prompts)
+        return {name: value for name, value in values.items() if not name.endswith("/share")}
