@@ -152,7 +152,10 @@ class Trainer:
 
     def _train_rows(self) -> Any:
         if self._train_data is None:
-            self._train_data = self._prepare(self.config.sources, "training data")
+            prepared = self._prepare(self.config.sources, "training data")
+            rows, notes = self.config.algorithm.arrange(prepared.dataset, self.config)
+            self._tell(notes)
+            self._train_data = replace(prepared, dataset=rows)
         return self._train_data
 
     def _eval_rows(self) -> Any:
@@ -285,10 +288,12 @@ class Trainer:
             kwargs["reward_funcs"] = trl_rewards(self.rewards, recorder=self._record_rollouts, split=split)
         kind = params.trainer_type(self.backend.trainer_class(params))
         with kept_adapters(loaded.model, self.config.model.quantization is not None):
-            hf = kind(**kwargs, **params.trainer_kwargs(self))
+            own = params.trainer_kwargs(self)
+            hf = kind(**kwargs, **own)
         params.attach(hf, self)
         check_values(hf.args, {**values, **late})
-        check_reference(hf)
+        if "ref_model" not in own:  # a reference that the algorithm chose is not the starting model
+            check_reference(hf)
         watch(hf, self)
         quiet(hf)
         return hf
