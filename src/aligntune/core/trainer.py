@@ -228,6 +228,22 @@ class Trainer:
             raise
 
     def _fit(self, checkpoint: Checkpoint | None) -> TrainResult:
+        loss, seconds = self._loop(checkpoint)
+        held_out = last_evaluation(self) if self._eval_data is not None else {}
+        path = self.save_model()
+        result = self._result(loss, seconds, path, held_out)
+        self.state.status = "finished"
+        self._run.mark_finished(result.to_dict())
+        self._write_report()
+        return result
+
+    def _loop(self, checkpoint: Checkpoint | None) -> tuple[float, float]:
+        """One library loop; returns the mean loss of its steps, and its seconds.
+
+        Raises:
+            TrainingError: the loss or the weights are no finite numbers.
+            KeyboardInterrupt: it was stopped.
+        """
         stop = StopRequest()
         progress = Progress(f"{self.config.algorithm.key} on {self.config.backend}")
         started = time.monotonic()
@@ -251,13 +267,7 @@ class Trainer:
                 hint="lower train.learning_rate; metrics.jsonl shows where it began",
             )
         refuse_broken_weights(self._hf.model, self.state.step)
-        held_out = last_evaluation(self) if self._eval_data is not None else {}
-        path = self.save_model()
-        result = self._result(loss, seconds, path, held_out)
-        self.state.status = "finished"
-        self._run.mark_finished(result.to_dict())
-        self._write_report()
-        return result
+        return loss, seconds
 
     def _result(self, loss: float, seconds: float, path: Path, held_out: dict[str, float]) -> TrainResult:
         from aligntune.utils.device import peak_rss_bytes
@@ -313,6 +323,10 @@ class Trainer:
 
     def _find_checkpoint(self, resume: str | None) -> Checkpoint | None:
         if resume is None:
+            return None
+        folder, kept = Path(self.config.output_dir).expanduser(), self.config.algorithm.progress(self.config)
+        if kept and resume == "latest" and not any(folder.glob("checkpoint-*/trainer_state.json")):
+            self._tell([f"resuming with {kept}"])
             return None
         found = find_checkpoint(self.config.output_dir, resume)
         self._tell([f"resuming from {found.path} (step {found.step})"])
@@ -396,6 +410,8 @@ class Trainer:
         if self._run is None:
             return "nothing was written; start again with the same command"
         if self.state.checkpoint_path is None:
+            if kept := self.config.algorithm.progress(self.config):
+                return f"go on with the same command and --resume ({kept})"
             return f"no checkpoint was written; start again with another output_dir than {self.config.output_dir}"
         return f"go on with the same command and --resume (checkpoint: {self.state.checkpoint_path})"
 

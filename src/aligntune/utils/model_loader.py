@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from aligntune import errors
 from aligntune.core.config.sections import ModelConfig
 from aligntune.utils.device import DeviceManager
 from aligntune.utils.model_source import Source, find_source
+from aligntune.utils.quantization import check_quantization, settle_quantized
 from aligntune.utils.tokenizer import prepare_tokenizer
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -95,7 +97,8 @@ class ModelLoader:
         notes += self._wrap_notes() + _repair_generation_config(model) + self._length_notes(model)
         model = self._wrap(model)
         for settings in (model.config, model.generation_config):
-            settings.pad_token_id = tokenizer.pad_token_id
+            if settings is not None:  # a classifier has no generation config
+                settings.pad_token_id = tokenizer.pad_token_id
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.config.peft is not None:
@@ -128,7 +131,9 @@ class ModelLoader:
         if self.config.quantization is not None:
             self._check_quantization()
             kwargs["quantization_config"] = self._quantization_config()
-            kwargs["device_map"] = {"": 0}
+            # Each process of a distributed run holds the whole model on its own GPU.
+            place = int(os.environ.get("LOCAL_RANK", "0")) if self.device.device == "cuda" else "cpu"
+            kwargs["device_map"] = {"": place}
         return kwargs
 
     def lora_config(self) -> Any:
@@ -169,14 +174,12 @@ class ModelLoader:
         return tokenizer, prepare_tokenizer(tokenizer, self.config, training=self.training)
 
     def _load_base(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
         kwargs = self.model_kwargs()
         if self.source.adapter is not None:
             kwargs.pop("revision", None)  # it names a revision of the adapter, not of its base
         with _library_faults(self.source):
-            model, info = AutoModelForCausalLM.from_pretrained(self.source.base, output_loading_info=True, **kwargs)
-        missing = sorted(info["missing_keys"])
+            model, info = self._auto_class().from_pretrained(self.source.base, output_loading_info=True, **kwargs)
+        missing = self._missing(model, info)
         if missing:
             raise errors.ValidationError(
                 f"{self.source.base} lacks weights of {type(model).__name__}: {', '.join(missing[:5])}"
@@ -184,7 +187,19 @@ class ModelLoader:
                 hint="they would be random numbers; use a complete causal language model",
                 context={"missing": missing},
             )
+        if self.config.quantization is not None:
+            settle_quantized(model, self.config.quantization)
         return model
+
+    def _auto_class(self) -> Any:
+        """The class that makes the model."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    def _missing(self, model: Any, info: dict[str, Any]) -> list[str]:
+        """Names of weights that must not be missing and are."""
+        return sorted(info["missing_keys"])
 
     def _wrap(self, model: Any) -> Any:
         """The model with its adapter: a stored one, a new one, or none."""
@@ -250,16 +265,7 @@ class ModelLoader:
                 f"{wanted}, and quantised weights cannot be trained themselves",
                 hint="set model.peft to train LoRA adapters over them, or drop model.quantization",
             )
-        if self.device.device != "cuda":
-            raise errors.EnvironmentError(
-                f"{wanted}, which needs a CUDA GPU, and this run is on {self.device.name}",
-                hint="drop model.quantization, or run on a machine with an NVIDIA GPU",
-            )
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise errors.EnvironmentError(
-                f"{wanted}, which needs the bitsandbytes package, and it is not installed",
-                hint="pip install bitsandbytes",
-            )
+        check_quantization(str(self.config.quantization), self.device.device, self.device.name)
 
     def _quantization_config(self) -> Any:
         import torch
@@ -327,6 +333,8 @@ def _repair_generation_config(model: Any) -> list[str]:
     the trained model, which would lose it at the end of the run.
     """
     config = model.generation_config
+    if config is None:
+        return []
     try:
         config.validate(strict=True)
         return []

@@ -62,6 +62,7 @@ class UnslothBackend(Backend):
 
         from aligntune.utils.device import DeviceManager
         from aligntune.utils.model_loader import Loaded, ModelLoader
+        from aligntune.utils.quantization import settle_quantized
         from aligntune.utils.tokenizer import prepare_tokenizer
 
         fast = import_attribute("unsloth:FastLanguageModel")
@@ -87,6 +88,8 @@ class UnslothBackend(Backend):
                 trust_remote_code=m.trust_remote_code,
                 use_gradient_checkpointing=config.train.gradient_checkpointing,
             )
+            if m.quantization is not None:
+                settle_quantized(model, m.quantization)
             if peft is not None:
                 model = fast.get_peft_model(
                     model,
@@ -116,10 +119,12 @@ def _refuse_on_cpu(config: RunConfig) -> None:
     """Refuse what Unsloth's CPU backend would change in silence.
 
     Raises:
-        ConfigurationError: packing, or an 8-bit optimizer.
+        ConfigurationError: packing, padding-free training, 8-bit weights or an 8-bit optimizer.
     """
     refused = {
         "task.packing": getattr(config.algorithm, "packing", False),
+        "task.padding_free": getattr(config.algorithm, "padding_free", False),
+        "model.quantization": config.model.quantization == "8bit",
         "train.optimizer": "8bit" in config.train.optimizer,
     }
     for key, hit in refused.items():
