@@ -39,6 +39,7 @@ LAYERS = {
     "aligntune.utils": 2,
     "aligntune.backends": 4,
     "aligntune.core.backend_factory": 5,
+    "aligntune.core.rl.meta_es": 5,  # trains through worker processes
     "aligntune.core.process": 5,  # the factory, reached through a worker process
     "aligntune.rewards.training": 6,
     "aligntune.compare": 6,

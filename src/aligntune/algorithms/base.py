@@ -119,6 +119,10 @@ class AlgorithmParams:
         """Whether a run that stops after this optimizer step can go on exactly."""
         return True
 
+    def progress(self, config: Any) -> str | None:
+        """What a run without a checkpoint has done already and keeps, so that `--resume` goes on; None for nothing."""
+        return None
+
     def inert_keys(self, config: Any) -> dict[str, str]:
         """Dotted keys without effect in this configuration, with the reason; setting one is refused.
 
@@ -186,6 +190,9 @@ def _import_all() -> None:
 
 
 ALIASES: dict[str, str] = {
+    "drgrpo": "dr_grpo",
+    "reinforce++": "reinforce_pp",
+    "reinforce_plus_plus": "reinforce_pp",
     "bolt": "pace",
     "counterfact_grpo": "counterfactual_grpo",
     "gbmpo_l2": "gbmpo",

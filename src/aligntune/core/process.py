@@ -16,6 +16,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,10 +37,12 @@ class ProcessTrainer:
 
     Args:
         config: a resolved configuration.
+        log: file that gets what the worker prints; None leaves it on this process's standard error.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, log: Path | None = None) -> None:
         self.config = config
+        self._log = log
         self.state = TrainingState()
         self.notes: list[str] = []
         self.resume_hint = ""
@@ -56,6 +61,10 @@ class ProcessTrainer:
     def generate(self, prompts: Any, **options: Any) -> list[str]:
         """See `Trainer.generate`."""
         return list(self._call("generate", prompts=prompts, **options))
+
+    def predict(self, texts: Any, **options: Any) -> list[dict[str, Any]]:
+        """See `Trainer.predict`."""
+        return list(self._call("predict", texts=texts, **options))
 
     def save_model(self, path: str | Path | None = None) -> Path:
         """See `Trainer.save_model`."""
@@ -91,6 +100,12 @@ class ProcessTrainer:
             self._worker.wait(timeout=30)
         self._worker, self._closed = None, True
 
+    def kill(self) -> None:
+        """End the worker at once, whatever it is doing; a call that waits for it in another thread raises."""
+        self._closed = True
+        if self._worker is not None and self._worker.poll() is None:
+            self._worker.kill()
+
     def __enter__(self) -> ProcessTrainer:
         return self
 
@@ -107,14 +122,16 @@ class ProcessTrainer:
             )
         if self._worker is None:
             env = {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED)}
-            self._worker = subprocess.Popen(
-                [sys.executable, "-m", "aligntune.core.process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=env,
-                start_new_session=True,  # Ctrl-C reaches the worker through `_answer` only, once
-            )
+            with nullcontext() if self._log is None else open(self._log, "ab") as printed:
+                self._worker = subprocess.Popen(
+                    [sys.executable, "-m", "aligntune.core.process"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=printed,
+                    text=True,
+                    env=env,
+                    start_new_session=True,  # Ctrl-C reaches the worker through `_answer` only, once
+                )
             self._send({"config": {**effective(self.config), "isolation": "auto"}})
         return self._worker
 
@@ -166,8 +183,16 @@ def _ended(code: int, when: str) -> errors.TrainingError:
     )
 
 
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, however that ended: nobody could take its answer."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 def _serve() -> None:
     """The worker: build the trainer, then answer calls until standard input ends."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
     trainer: Any = None

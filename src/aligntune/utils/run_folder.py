@@ -45,7 +45,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 ROLLOUTS = "rollouts"
-_RESULTS = ("checkpoint-*", "*.safetensors", "*.bin", f"{ROLLOUTS}/*.parquet", METRICS, SAMPLES)
+_RESULTS = ("checkpoint-*", "*.safetensors", "*.bin", f"{ROLLOUTS}/*.parquet", METRICS, SAMPLES, "population.jsonl")
 
 
 class RunFolder:
