@@ -22,6 +22,7 @@ import pytest
 
 import helpers
 from aligntune.algorithms.base import algorithm_names, get_algorithm, get_task, task_names
+from aligntune.algorithms.preference import Preference, Referenced
 from aligntune.core.config import DatasetConfig, PeftConfig, RewardConfig, RLConfig, SFTConfig
 from aligntune.core.config.base import is_section, to_plain, walk
 from aligntune.core.config.io import build_config
@@ -86,7 +87,7 @@ KEYS: dict[str, Other] = {
     "train.gradient_checkpointing": Other(True),
     "train.seed": Other(7),
     "train.save_steps": Other(2),
-    "train.save_total_limit": Other(2, {"train.save_steps": 2}),
+    "train.save_total_limit": Other(2, {"train.save_steps": 4}),
     "train.dataloader_workers": Other(1),
     "train.early_stopping_patience": Other(1, {**HELD, "evaluation.every": 1}),
     "evaluation.every": Other(2, HELD),
@@ -187,9 +188,44 @@ OWN: dict[str, dict[str, Other]] = {
     "text_generation": {},
     "dpo": {
         "beta": Other(0.5),
-        "loss_type": Other("ipo"),
-        "label_smoothing": Other(0.1, {"algo.loss_type": "robust"}),
+        "reference": Other("{plain}"),
         "precompute_ref_log_probs": Other(True),
+        "loss_type": Other("ipo"),
+        "loss_weights": Other([1.0, 0.5], {"algo.loss_type": ["sigmoid", "sft"]}),
+        "label_smoothing": Other(0.1),
+        "f_divergence_type": Other("forward_kl"),
+        "f_alpha_divergence_coef": Other(0.7, {"algo.f_divergence_type": "alpha_divergence"}),
+        "ld_alpha": Other(0.5),
+        "use_weighting": Other(True),
+        "discopop_tau": Other(0.1, {"algo.loss_type": "discopop"}),
+        "reference_free": Other(True),
+        "sync_ref_model": Other(True),
+        "ref_model_mixup_alpha": Other(0.5, {"algo.sync_ref_model": True}),
+        "ref_model_sync_steps": Other(3, {"algo.sync_ref_model": True}),
+    },
+    "kto": {
+        "beta": Other(0.5),
+        "reference": Other("{plain}"),
+        "precompute_ref_log_probs": Other(True),
+        "loss_type": Other("apo_zero_unpaired"),
+        "desirable_weight": Other(2.0),
+        "undesirable_weight": Other(2.0),
+    },
+    "orpo": {"beta": Other(0.5)},
+    "cpo": {"beta": Other(0.5), "nll_weight": Other(0.5)},
+    "simpo": {"beta": Other(0.5), "gamma": Other(0.5)},
+    "dr_grpo": {**GROUP, **REUSE, **CLIP, **REFERENCE},
+    "gspo": {**GROUP, **REUSE, **CLIP, **REFERENCE, **SCALING, "off_policy_mask_threshold": Other(0.5)},
+    "cispo": {**GROUP, **REUSE, **REFERENCE, **SCALING, "epsilon_high": Other(2.0)},
+    "rloo": {**GROUP, "beta": Other(0.5)},
+    "reinforce_pp": {**GROUP, **REUSE, **CLIP, "beta": Other(0.5)},
+    "dapo": {
+        **GROUP,
+        **REUSE,
+        **CLIP,
+        "mask_truncated_completions": Other(False),
+        "max_resample": Other(1),
+        "overlong_buffer": Other(5),
     },
     "grpo": {
         **GROUP,
@@ -206,6 +242,42 @@ OWN: dict[str, dict[str, Other]] = {
         "vespo_k_neg": Other(1.0, {"algo.loss_type": "vespo"}),
         "vespo_lambda_neg": Other(1.0, {"algo.loss_type": "vespo"}),
     },
+}
+OWN["ppo"] = {
+    "num_generations": Other(2),
+    "num_generations_eval": Other(2, {"evaluation.temperature": 0.5}),
+    "mask_truncated_completions": Other(True),
+    "disable_dropout": Other(False),
+    "top_entropy_quantile": Other(0.5),
+    "entropy_coef": Other(0.1),
+    "use_adaptive_entropy": Other(True),
+    "entropy_coef_min": Other(0.1, {"algo.use_adaptive_entropy": True}),
+    "entropy_coef_max": Other(0.5, {"algo.use_adaptive_entropy": True}),
+    "entropy_coef_delta": Other(0.1, {"algo.use_adaptive_entropy": True}),
+    "entropy_target": Other(0.1, {"algo.use_adaptive_entropy": True}),
+    "kl_coef": Other(0.5),
+    "kl_estimator": Other("k3"),
+    "target_kl": Other(6.0),
+    "kl_horizon": Other(100, {"algo.target_kl": 6.0}),
+    "gamma": Other(0.5),
+    "lam": Other(0.5),
+    "whiten_advantages": Other(False),
+    "whiten_rewards": Other(True),
+    "missing_eos_penalty": Other(0.5),
+    "epsilon": Other(0.5),
+    "value_clip": Other(0.5),
+    "vf_coef": Other(0.5),
+    "num_ppo_epochs": Other(2),
+    "num_mini_batches": Other(2),
+    "early_stop_kl": Other(0.5),
+    "value_model": Other("shared"),
+    "value_model_path": Other("{plain}"),
+    "value_learning_rate": Other(0.5),
+    "task_column": Other("prompt", {"algo.task_column": "other", "algo.task_weights": {"other 1": {"letters": 2.0}}}),
+    "task_weights": Other(
+        {"other 1": {"letters": 3.0}},
+        {"algo.task_column": "other", "algo.task_weights": {"other 1": {"letters": 2.0}}},
+    ),
 }
 for _task in ("instruction_following", "chat_completion", "text_generation"):
     OWN[_task] |= {"loss": Other("dft"), "packing": Other(True), "neftune_noise_alpha": Other(5.0)}
@@ -238,6 +310,10 @@ def ranged(text: str) -> float:
 # ---- the configurations ---------------------------------------------------------------------------------------
 
 
+PAIRED = ("dpo", "orpo", "cpo", "simpo")
+"""Algorithms that learn from pairs."""
+
+
 def rows_of(case: str, mark: str) -> list[dict[str, Any]]:
     """Five rows of each kind, with a column `other` that nothing uses unless it is mapped."""
     rows: list[dict[str, Any]] = []
@@ -248,7 +324,8 @@ def rows_of(case: str, mark: str) -> list[dict[str, Any]]:
                 "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             },
             "text_generation": {"text": f"{question} {answer}"},
-            "dpo": {"prompt": question, "chosen": answer, "rejected": "no"},
+            "kto": {"prompt": question, "completion": answer, "label": i % 2 == 0},
+            **dict.fromkeys(PAIRED, {"prompt": question, "chosen": answer, "rejected": "no"}),
         }.get(case, {"prompt": question, "completion": answer})
         rows.append({**made, "other": f"other {i}"})
     return rows
@@ -283,6 +360,11 @@ class Case:
     def sft(self) -> bool:
         return self.name in task_names()
 
+    @property
+    def samples(self) -> bool:
+        """Whether it learns from completions that it samples itself."""
+        return not self.sft and get_algorithm(self.name).uses_rewards
+
     def fill(self, value: Any) -> Any:
         """Put paths and keys of this case in the place of `{held}` and the like."""
         if isinstance(value, dict):
@@ -300,8 +382,8 @@ class Case:
             "device": "cpu" if gpu else "cuda",
             "precision": "fp32" if gpu else "bf16",
             "other_backend": "trl" if self.backend == "unsloth" else "unsloth",
-            "preset": "gsm8k" if self.name in ("instruction_following", "grpo") else "alpaca",
-            "mapped": {"chat_completion": "messages", "text_generation": "text", "dpo": "chosen"}.get(
+            "preset": "gsm8k" if self.name == "instruction_following" or self.samples else "alpaca",
+            "mapped": {"chat_completion": "messages", "text_generation": "text", **dict.fromkeys(PAIRED, "chosen")}.get(
                 self.name, "prompt"
             ),
         }
@@ -328,7 +410,7 @@ class Case:
             if self.sft
             else {"algo": {"name": self.name}, "datasets": [rows]}
         )
-        if not self.sft and get_algorithm(self.name).uses_rewards:
+        if self.samples:
             raw["algo"]["num_generations"] = 4
             raw["rewards"] = [{"type": f"{self.places['rewards']}:letters"}]
             raw["generation"] = {"max_prompt_length": 50, "max_completion_length": 12}
@@ -397,7 +479,7 @@ def plainly(value: Any) -> Any:
 class Probe:
     """What a run would do. Each part is computed when it is asked for."""
 
-    PARTS = ("made", "arguments", "loaded", "data", "asked", "scored", "watched")
+    PARTS = ("made", "arguments", "plugged", "loaded", "data", "asked", "scored", "watched")
 
     def __init__(self, config: Any, patch: pytest.MonkeyPatch, hub_rows: Path) -> None:
         self.config, self.patch, self.hub_rows = config, patch, hub_rows
@@ -431,6 +513,20 @@ class Probe:
         values = trainer.arguments()
         trainer.backend.args_class(self.config.algorithm)  # the class that takes them exists
         return values
+
+    def plugged(self) -> Any:
+        """What the algorithm adds to the library's trainer is made with; the algorithm's own tests show its effect."""
+        params = self.config.algorithm
+        if isinstance(params, Preference):
+            pairs = [(-3.0, 2, -4.0)], [(-6.0, 3, -5.0)]
+            found = [params.keeps_reference(), params.implicit_reward(*pairs[0][0]), params.held_out_loss(*pairs)]
+            named = isinstance(params, Referenced) and params.reference_config(self.config).model.name_or_path
+            return [*found, named]
+        make = getattr(params, "plugin", None)
+        if make is None:
+            return None
+        made = make(self.config)
+        return [type(made).__name__, {k: v for k, v in plainly(vars(made)).items() if " at 0x" not in str(v)}]
 
     def loaded(self) -> Any:
         """What the libraries' loaders are given; the model that comes back."""

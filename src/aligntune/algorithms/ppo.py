@@ -149,7 +149,7 @@ class PPO(GroupPolicy):
             sentence = "a rollout of one completion has nothing to be whitened with; raise it to 2 or more"
             found.append(("train.per_device_batch_size", sentence))
         if self.value_model == "separate" and config.model.quantization is not None:
-            sentence = "separate copies the policy's trunk, and quantised weights are not copied; set it to shared"
+            sentence = "separate copies the policy's trunk, which model.quantization does not allow; set it to shared"
             found.append(("algo.value_model", sentence))
         if bool(self.task_weights) != (self.task_column is not None):
             missing, given = ("task_column", "task_weights") if self.task_weights else ("task_weights", "task_column")
