@@ -280,7 +280,16 @@ OWN["ppo"] = {
     ),
 }
 for _task in ("instruction_following", "chat_completion", "text_generation"):
-    OWN[_task] |= {"loss": Other("dft"), "packing": Other(True), "neftune_noise_alpha": Other(5.0)}
+    OWN[_task] |= {
+        "loss": Other("dft"),
+        "packing": Other(True),
+        "padding_free": Other(True),
+        "neftune_noise_alpha": Other(5.0),
+    }
+OWN["text_classification"] = {"labels": Other(["odd", "even"]), "balanced_sampling": Other(True)}
+OWN["token_classification"] = {"labels": Other(["B-x", "O"])}
+for _task, _weights in (("text_classification", {"odd": 2.0}), ("token_classification", "balanced")):
+    OWN[_task] |= {"class_weights": Other(_weights), "new_head": Other(True), "neftune_noise_alpha": Other(5.0)}
 
 REWARDS = '''
 import time
@@ -310,6 +319,7 @@ def ranged(text: str) -> float:
 # ---- the configurations ---------------------------------------------------------------------------------------
 
 
+CLASSIFIED = {"text_classification": "text", "token_classification": "tokens"}
 PAIRED = ("dpo", "orpo", "cpo", "simpo")
 """Algorithms that learn from pairs."""
 
@@ -324,8 +334,10 @@ def rows_of(case: str, mark: str) -> list[dict[str, Any]]:
                 "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             },
             "text_generation": {"text": f"{question} {answer}"},
-            "kto": {"prompt": question, "completion": answer, "label": i % 2 == 0},
-            **dict.fromkeys(PAIRED, {"prompt": question, "chosen": answer, "rejected": "no"}),
+            "text_classification": {"text": question + " and on" * 8 * (i == 0), "label": ("even", "odd")[i % 2]},
+            "token_classification": {"tokens": [mark + "a" * 60 * (i == 0), f"b{i}"], "tags": ["O", "B-x"]},
+            "kto": {"prompt": question, "completion": answer, "label": i in (0, 2, 3)},
+            **{name: {"prompt": question, "chosen": answer, "rejected": "no"} for name in PAIRED},
         }.get(case, {"prompt": question, "completion": answer})
         rows.append({**made, "other": f"other {i}"})
     return rows
@@ -383,9 +395,12 @@ class Case:
             "precision": "fp32" if gpu else "bf16",
             "other_backend": "trl" if self.backend == "unsloth" else "unsloth",
             "preset": "gsm8k" if self.name == "instruction_following" or self.samples else "alpaca",
-            "mapped": {"chat_completion": "messages", "text_generation": "text", **dict.fromkeys(PAIRED, "chosen")}.get(
-                self.name, "prompt"
-            ),
+            "mapped": {
+                "chat_completion": "messages",
+                "text_generation": "text",
+                **CLASSIFIED,
+                **dict.fromkeys(PAIRED, "chosen"),
+            }.get(self.name, "prompt"),
         }
         if name in known:
             return known[name] + rest
@@ -479,7 +494,7 @@ def plainly(value: Any) -> Any:
 class Probe:
     """What a run would do. Each part is computed when it is asked for."""
 
-    PARTS = ("made", "arguments", "plugged", "loaded", "data", "asked", "scored", "watched")
+    PARTS = ("made", "arguments", "plugged", "loaded", "data", "asked", "scored", "watched", "classified")
 
     def __init__(self, config: Any, patch: pytest.MonkeyPatch, hub_rows: Path) -> None:
         self.config, self.patch, self.hub_rows = config, patch, hub_rows
@@ -534,8 +549,9 @@ class Probe:
         import transformers
 
         self.calls = []
-        auto, tokenizers = transformers.AutoModelForCausalLM, transformers.AutoTokenizer
-        for label, owner in (("model", auto), ("tokenizer", tokenizers)):
+        models = ("CausalLM", "SequenceClassification", "TokenClassification")
+        autos = [("model", getattr(transformers, f"AutoModelFor{name}")) for name in models]
+        for label, owner in (*autos, ("tokenizer", transformers.AutoTokenizer)):
             real = owner.from_pretrained
 
             def spy(path: Any, *a: Any, _real: Any = real, _label: str = label, **k: Any) -> Any:
@@ -594,9 +610,18 @@ class Probe:
 
     def _measuring(self) -> Any:
         """A trainer whose generation and likelihood record what they are asked, instead of running the model."""
-        from aligntune.eval import generation, likelihood
+        from aligntune.core.sft import classification as labelling
+        from aligntune.eval import classification, generation, likelihood
 
         self.calls = []
+        real = classification.log_probabilities
+
+        def chances(model: Any, ids: Any, pad: int, batch_size: int) -> Any:
+            self.record("classify", len(ids), batch_size)
+            return real(model, ids, pad, batch_size)
+
+        for module in (labelling, classification):
+            self.patch.setattr(module, "log_probabilities", chances)
 
         def texts(model: Any, tokenizer: Any, prompts: Any, **k: Any) -> Any:
             self.record("generate", len(prompts), k)
@@ -617,10 +642,20 @@ class Probe:
 
     def asked(self) -> Any:
         trainer = self._measuring()
-        trainer.generate(["hello"])
+        trainer.predict(["hello"]) if self.config.algorithm.head != "causal_lm" else trainer.generate(["hello"])
         if self.config.evaluation.dataset is not None:
             self.record("measured", trainer.evaluate())
         return self.calls
+
+    def classified(self) -> Any:
+        """The labels of a classifier, its loss and its sampler."""
+        trainer = self.trainer()
+        if self.config.algorithm.head == "causal_lm":
+            return None
+        loss = self.config.algorithm.trainer_kwargs(trainer)["compute_loss_func"]
+        hf = SimpleNamespace(compute_loss_func=loss, class_sampler=None, add_callback=lambda callback: None)
+        self.config.algorithm.attach(hf, trainer)
+        return [loss.weights, type(hf.class_sampler).__name__, trainer.labels.names]
 
     def scored(self) -> Any:
         """Scores of two answers by the run's rewards."""

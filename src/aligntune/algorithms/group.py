@@ -268,6 +268,18 @@ class Reuse(GroupPolicy):
             keys["algo.off_policy_mask_threshold"] = reason
         return keys
 
+    def clip_notes(self, config: Any, names: tuple[str, ...]) -> list[str]:
+        """A sentence where clipping does nothing, though it was set or is what the algorithm is about."""
+        default = type(self)()
+        set_here = any(getattr(self, n) != getattr(default, n) for n in names)
+        central = any(getattr(default, n) not in (None, NEUTRAL[n]) for n in names)
+        if not self.on_policy(config) or not (set_here or central):
+            return []
+        return [
+            "every update is made by the policy that sampled, so all ratios are 1 and clipping does nothing; "
+            "raise algo.num_iterations or algo.steps_per_generation for several updates per generation"
+        ]
+
 
 @section
 class Clip(Reuse):
@@ -289,15 +301,7 @@ class Clip(Reuse):
         return found
 
     def notes(self, config: Any) -> list[str]:
-        found, default = super().notes(config), type(self)()
-        names = ("epsilon", "epsilon_high", "delta")
-        own = self.key != "grpo" and NEUTRAL["epsilon_high"] != default.epsilon_high
-        if self.on_policy(config) and (own or any(getattr(self, n) != getattr(default, n) for n in names)):
-            found.append(
-                "every update is made by the policy that sampled, so all ratios are 1 and clipping does nothing; "
-                "raise algo.num_iterations or algo.steps_per_generation for several updates per generation"
-            )
-        return found
+        return [*super().notes(config), *self.clip_notes(config, ("epsilon", "epsilon_high", "delta"))]
 
 
 @section

@@ -9,21 +9,38 @@ from typing import Any
 from aligntune.algorithms.base import algorithm_names
 from aligntune.core.backend import BACKENDS, get_backend
 
+CLASSIFICATION = "classification"
 SPELLING = {
     "dr_grpo": "DRGRPO",
     "counterfactual_grpo": "CounterFactGRPO",
     "meta_es": "MetaES",
     "neural_mirror": "NeuralMirror",
+    "reinforce_pp": "ReinforcePP",
 }
 """Algorithms whose class name is not their key in capitals."""
 
 
 def trainer_names(backend: str, kind: str) -> dict[str, str]:
-    """Class name to algorithm key ("" for the supervised trainer), for one backend and kind of run."""
+    """Class name to algorithm key, for one backend and kind of run.
+
+    Of the supervised trainers that of texts has the key "", that of labels `CLASSIFICATION`.
+    """
     prefix = BACKENDS[backend].prefix
     if kind == "sft":
-        return {f"{prefix}SFTTrainer": ""}
+        return {f"{prefix}SFTTrainer": "", "ClassificationTrainer": CLASSIFICATION}
     return {f"{prefix}{SPELLING.get(key, key.upper())}Trainer": key for key in algorithm_names()}
+
+
+def trainer_name(config: Any) -> str:
+    """The class name of a configuration's trainer."""
+    key = _key(config)
+    return next(name for name, k in trainer_names(config.backend, config.kind).items() if k == key)
+
+
+def _key(config: Any) -> str:
+    if config.kind == "rl":
+        return config.algorithm.key  # type: ignore[no-any-return]
+    return "" if config.algorithm.head == "causal_lm" else CLASSIFICATION
 
 
 @cache
@@ -38,20 +55,23 @@ def trainer_type(backend: str, kind: str, name: str) -> type:
         raise AttributeError(f"no trainer '{name}'; there are: {', '.join(names)}")
     from aligntune.core.rl import TrainerBase
     from aligntune.core.sft import SFTTrainerBase
+    from aligntune.core.sft.classification import ClassifierRun
     from aligntune.errors import ConfigurationError
 
     key = names[name]
-    base: Any = SFTTrainerBase if kind == "sft" else TrainerBase
+    base: Any = {"": SFTTrainerBase, CLASSIFICATION: ClassifierRun}.get(key, TrainerBase)
 
     def init(self: Any, config: Any) -> None:
-        if config.backend != backend or (key and config.algorithm.key != key):
+        if config.backend != backend or (config.kind == kind and _key(config) != key):
+            what = {"": " and a task that trains on text", CLASSIFICATION: " and a classification task"}
             raise ConfigurationError(
-                f"{name} takes a configuration with backend {backend}" + (f" and algo {key}" if key else ""),
+                f"{name} takes a configuration with backend {backend}" + what.get(key, f" and algo {key}"),
                 hint="use create_trainer(config), which picks the class",
             )
         base.__init__(self, config, backend=get_backend(backend))
 
-    doc = f"{key or 'Supervised fine-tuning'} on {BACKENDS[backend].name}; see `aligntune.core.trainer.Trainer`."
+    what = {"": "Supervised fine-tuning", CLASSIFICATION: "Classification"}.get(key, key)
+    doc = f"{what} on {BACKENDS[backend].name}; see `aligntune.core.trainer.Trainer`."
     return type(
         name,
         (base,),
