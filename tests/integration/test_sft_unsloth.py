@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_unsloth import python
 
 import helpers
 import runs
-from test_unsloth import python
 
 needs_unsloth = pytest.mark.skipif(
     importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed (see `aligntune info`)"

@@ -50,7 +50,7 @@ def test_the_adapters_gradients_are_those_over_the_dequantised_weights(
 
     trainer, plain = (quantized(k, wide_model, tmp_path / str(k)) for k in (kind, None))
     mine, other = trainer.model.train(), plain.model.train()
-    names = {n: m for n, m in other.named_modules()}
+    names = dict(other.named_modules())
     assert len(quantized_layers(mine, kind)) == 2 * 7
     with torch.no_grad():
         for name, module in mine.named_modules():

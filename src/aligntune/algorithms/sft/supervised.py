@@ -45,11 +45,12 @@ class Supervised(AlgorithmParams):
             "packing": self.packing,
             "eval_packing": False,
             "packing_strategy": "bfd",
-            "padding_free": False,  # switched on in `attach`: TRL's own switch wants rows without a length limit
+            "padding_free": self.padding_free,
             "pad_to_multiple_of": None,
             "activation_offloading": False,
             "neftune_noise_alpha": self.neftune_noise_alpha,
-            "max_length": config.model.max_seq_length,
+            # TRL takes no limit for padding-free rows; `attach` cuts them.
+            "max_length": None if self.padding_free else config.model.max_seq_length,
             "truncation_mode": "keep_start",
             "dataset_text_field": "text",
             "shuffle_dataset": False,
@@ -74,9 +75,18 @@ class Supervised(AlgorithmParams):
 
     def attach(self, hf: Any, trainer: Any) -> None:
         if self.padding_free:
-            hf.padding_free = hf.data_collator.padding_free = True
+            hf.train_dataset = cut_rows(hf.train_dataset, trainer.config.model.max_seq_length)
         if self.packing or self.padding_free:
             check_boundaries(hf.model, "task.packing" if self.packing else "task.padding_free")
+
+
+def cut_rows(rows: Any, limit: int) -> Any:
+    """Tokenised rows (`input_ids`, `labels`) cut to their first `limit` tokens, as TRL cuts padded ones."""
+
+    def cut(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        return {name: [row[:limit] for row in batch[name]] for name in ("input_ids", "labels")}
+
+    return rows.map(cut, batched=True)
 
 
 def check_boundaries(model: Any, key: str) -> None:
