@@ -29,7 +29,7 @@ REPLACEMENT = "\ufffd"
 LONGEST_CHARACTER = 4
 """Tokens of the longest UTF-8 character, if each is one byte."""
 
-_OPERAND = r"[-+]?[$€£]?\d[\d,]*(?:\.\d+)?%?"
+_OPERAND = r"[-+]?[$€£]?\d+(?:,\d{3})*(?:\.\d+)?%?"
 _OPERATOR = r"\s?(?:[-+*/x×÷^=]|\\times|\\div|\\cdot)\s?"
 _EXPRESSION = re.compile(rf"\(?{_OPERAND}\)?(?:{_OPERATOR}\(?{_OPERAND}\)?)+")
 _SENTENCE = re.compile(r"\S(?:[^\n]*?[.!?](?=\s|$)|[^\n]*)")
