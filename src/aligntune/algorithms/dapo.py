@@ -13,7 +13,8 @@
 
 TRL has 1, 3 and the masking; 2 and the punishment stand here. Completions of a new round are drawn by the policy of
 the same step, and their prompts by a stream seeded with (seed, step, round), so that a resumed run draws the same
-ones."""
+ones.
+"""
 
 from __future__ import annotations
 

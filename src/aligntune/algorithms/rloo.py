@@ -8,7 +8,8 @@ sequence, one update per generation, no clipping and no division by a standard d
 
 It stands on TRL's GRPOTrainer: `loss_type: luspo` sums tokens and averages over completions, and the ratio of the
 policy to itself has the gradient of log pi. `loss` in the logs is therefore that of the surrogate, only its gradient
-is REINFORCE's."""
+is REINFORCE's.
+"""
 
 from __future__ import annotations
 
