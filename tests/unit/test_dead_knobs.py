@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import helpers
+import plugs
 from aligntune.algorithms.base import algorithm_names, get_algorithm, get_task, task_names
 from aligntune.algorithms.preference import Preference, Referenced
 from aligntune.core.config import DatasetConfig, PeftConfig, RewardConfig, RLConfig, SFTConfig
@@ -243,6 +244,31 @@ OWN: dict[str, dict[str, Other]] = {
         "vespo_lambda_neg": Other(1.0, {"algo.loss_type": "vespo"}),
     },
 }
+OWN["counterfactual_grpo"] = {
+    **OWN["grpo"],
+    "mode": Other("inverted"),
+    "answer_markers": Other(["So"]),
+    "max_spans": Other(1),
+    "min_weight": Other(0.1),
+    "boost_factor": Other(3.0),
+    "answer_weight": Other(1.0),
+    "conserve_gradient": Other(False),
+}
+ALONE = {"algo.num_generations": 1}
+OWN["pace"] = {
+    **GROUP,
+    **REUSE,
+    **CLIP,
+    **REFERENCE,
+    "loss_type": Other("dapo"),
+    "rho_min": Other(0.5, ALONE),
+    "rho_max": Other(0.9, ALONE),
+    "d_half": Other(0.6, ALONE),
+    "offline_estimate": Other("guess", ALONE),
+    "curriculum": Other(False, ALONE),
+    "refresh": Other(1, ALONE),
+    "exploration": Other(0.5, {**ALONE, "algo.refresh": 1}),
+}
 OWN["ppo"] = {
     "num_generations": Other(2),
     "num_generations_eval": Other(2, {"evaluation.temperature": 0.5}),
@@ -287,7 +313,7 @@ for _task in ("instruction_following", "chat_completion", "text_generation"):
         "neftune_noise_alpha": Other(5.0),
     }
 OWN["text_classification"] = {"labels": Other(["odd", "even"]), "balanced_sampling": Other(True)}
-OWN["token_classification"] = {"labels": Other(["B-x", "O"])}
+OWN["token_classification"] = {"labels": Other(["O", "B-x"])}
 for _task, _weights in (("text_classification", {"odd": 2.0}), ("token_classification", "balanced")):
     OWN[_task] |= {"class_weights": Other(_weights), "new_head": Other(True), "neftune_noise_alpha": Other(5.0)}
 
@@ -334,7 +360,7 @@ def rows_of(case: str, mark: str) -> list[dict[str, Any]]:
                 "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             },
             "text_generation": {"text": f"{question} {answer}"},
-            "text_classification": {"text": question + " and on" * 8 * (i == 0), "label": ("even", "odd")[i % 2]},
+            "text_classification": {"text": question + " and on" * 8 * (i == 0), "label": ("even", "odd")[i % 3 % 2]},
             "token_classification": {"tokens": [mark + "a" * 60 * (i == 0), f"b{i}"], "tags": ["O", "B-x"]},
             "kto": {"prompt": question, "completion": answer, "label": i in (0, 2, 3)},
             **{name: {"prompt": question, "chosen": answer, "rejected": "no"} for name in PAIRED},
@@ -503,6 +529,7 @@ class Probe:
     def trainer(self) -> Any:
         from aligntune.core.backend_factory import create_trainer
 
+        self._offer_hub()
         config = dataclasses.replace(self.config, isolation="auto")
         trainer = create_trainer(config)
         self.patch.setattr(trainer.backend, "prepare", self._prepare)
@@ -520,7 +547,8 @@ class Probe:
     def made(self) -> Any:
         from aligntune.core.backend_factory import create_trainer
 
-        return type(create_trainer(self.config)).__name__
+        made = type(create_trainer(self.config))
+        return f"{made.__module__}.{made.__name__}"
 
     def arguments(self) -> Any:
         trainer = self.trainer()
@@ -537,6 +565,8 @@ class Probe:
             found = [params.keeps_reference(), params.implicit_reward(*pairs[0][0]), params.held_out_loss(*pairs)]
             named = isinstance(params, Referenced) and params.reference_config(self.config).model.name_or_path
             return [*found, named]
+        if params.key in plugs.OUTPUTS:
+            return plugs.OUTPUTS[params.key](self.config)
         make = getattr(params, "plugin", None)
         if make is None:
             return None
@@ -592,9 +622,16 @@ class Probe:
 
     def data(self) -> Any:
         """The rows as the library's trainer gets them, and what the hub is asked for."""
-        import datasets
-
         self.calls = []
+        if self.config.backend == "unsloth":
+            self._fake_unsloth()
+        trainer = self.trainer()
+        train, held = trainer._train_rows(), trainer._eval_rows()
+        return [self.calls, list(train.dataset), list(held.dataset) if held else None]
+
+    def _offer_hub(self) -> None:
+        """Let every hub id be there, and record what is asked for."""
+        import datasets
 
         def hub(name: str, *a: Any, **k: Any) -> Any:
             self.record("hub", name, a, k)
@@ -602,11 +639,6 @@ class Probe:
             return datasets.Dataset.from_list(rows)
 
         self.patch.setattr(datasets, "load_dataset", hub)
-        if self.config.backend == "unsloth":
-            self._fake_unsloth()
-        trainer = self.trainer()
-        train, held = trainer._train_rows(), trainer._eval_rows()
-        return [self.calls, list(train.dataset), list(held.dataset) if held else None]
 
     def _measuring(self) -> Any:
         """A trainer whose generation and likelihood record what they are asked, instead of running the model."""
