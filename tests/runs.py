@@ -11,6 +11,13 @@ from typing import Any
 
 SFT_ROWS = [{"prompt": f"Say {i}", "completion": f"It is {i % 7} and {i % 5}."} for i in range(24)]
 PAIRS = [{"prompt": f"Say {i}", "chosen": f"Yes {i % 7}, sir.", "rejected": f"no {i % 5}"} for i in range(24)]
+LABELLED = [
+    {"prompt": r["prompt"], "completion": r[side], "label": side == "chosen"}
+    for r in PAIRS
+    for side in ("chosen", "rejected")
+]
+PAIRED = ("dpo", "orpo", "cpo", "simpo")
+"""Algorithms that learn from pairs."""
 SHARE = '''
 def share_of_a(text: str) -> float:
     """Share of the letter a among the characters, counting an empty text as none."""
@@ -28,14 +35,14 @@ def plain(kind: str, model: Path, folder: Path, **changes: Any) -> dict[str, Any
     """Plain values of a small run that trains in about a second.
 
     Args:
-        kind: "sft", "dpo" or "grpo".
+        kind: "sft", or an algorithm's name.
         model: the model folder.
         folder: where data and the run's folder (`out`) go; the data are written once.
         changes: dotted keys with `__` for the dot, such as `train__max_steps=3`.
     """
     from aligntune.core.config.reading import set_key
 
-    rows = write_rows(folder / f"{kind}.jsonl", PAIRS if kind == "dpo" else SFT_ROWS)
+    rows = write_rows(folder / f"{kind}.jsonl", {"kto": LABELLED, **dict.fromkeys(PAIRED, PAIRS)}.get(kind, SFT_ROWS))
     raw: dict[str, Any] = {
         "model": {"name_or_path": str(model), "max_seq_length": 64},
         "train": {"max_steps": 4, "per_device_batch_size": 4, "learning_rate": 1e-3, "seed": 3},

@@ -151,7 +151,7 @@ def test_batches_that_fit_through_accumulation_are_taken(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"algo__label_smoothing": 0.1}, "has no effect with loss_type sigmoid"),
+        ({"algo__label_smoothing": 0.1, "algo__loss_type": "ipo"}, "has no effect with loss_type ipo"),
         ({"algo__loss_type": "exo_pair"}, "must be above 0"),
         ({"algo__beta": 0}, "greater than 0"),
         ({"algo__label_smoothing": 0.6}, "less than 0.5"),

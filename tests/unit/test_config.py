@@ -148,7 +148,7 @@ def test_batch_arithmetic_is_shown():
         (SFT, "evaluation.every=5", "no `evaluation.dataset`"),
         (SFT, "dataset.weight=2", "only one data set"),
         (SFT, "train.save_total_limit=2", "no checkpoints"),
-        (DPO, "algo.label_smoothing=0.1", "has no effect with loss_type sigmoid"),
+        (DPO, "algo.discopop_tau=0.1", "only the loss discopop"),
     ],
 )
 def test_keys_without_effect_are_refused(raw, override, reason):

@@ -35,7 +35,7 @@ class Preference(AlgorithmParams):
     learning_rate: ClassVar[float] = 1e-6  # TRL's DPOConfig, KTOConfig, ORPOConfig and CPOConfig
     inert: ClassVar[dict[str, str]] = {
         "generation": "this algorithm samples nothing in training; `evaluation` sets how answers are decoded",
-        "rewards": "this algorithm learns from judged answers, not from reward functions",
+        "rewards": "this algorithm learns from pairs or labels, not from reward functions",
         "logging.rollouts": "this algorithm has no rollouts",
     }
 

@@ -220,9 +220,8 @@ def resolve(config: Any, *, explicit: set[str] | None = None, where: str = "") -
     explicit = changed_keys(config) if explicit is None else explicit
     faults = list(config.algorithm.faults(config)) + _common_faults(config)
     for key, reason in inert_keys(config).items():
-        hit = next((p for p in sorted(explicit) if p == key or p.startswith(f"{key}.")), None)
-        if hit:
-            faults.append((hit, f"has no effect here: {reason}; remove it"))
+        hits = sorted(p for p in explicit if p == key or p.startswith(f"{key}."))
+        faults += [(hit, f"has no effect here: {reason}; remove it") for hit in hits]
     if faults:
         raise _error(faults, where)
     if config.train.learning_rate is None:
