@@ -34,7 +34,7 @@ from aligntune.core.state import TrainingState, TrainResult
 from aligntune.core.watch import refuse_broken_weights, watch
 from aligntune.errors import ConfigurationError, TrainingError
 from aligntune.registry import import_attribute
-from aligntune.utils.collector import patient_collector, settled_objects
+from aligntune.utils.allocation import patient_collector, settled_objects, steady_heap
 from aligntune.utils.logging import get_logger, quiet_libraries
 from aligntune.utils.quantization import kept_adapters
 
@@ -82,9 +82,12 @@ class Trainer:
         if self._loaded is None:
             self._ready()
             with quiet_libraries():
-                self._loaded = self.backend.load_model(self.config)
+                self._loaded = self._load_model()
             self._tell(self._loaded.notes)
         return self._loaded
+
+    def _load_model(self) -> Any:
+        return self.backend.load_model(self.config)
 
     @property
     def starting_config(self) -> RunConfig:
@@ -250,6 +253,8 @@ class Trainer:
         with stop.listening():
             with patient_collector():
                 self._hf = self._build(stop, progress)
+            if self._hf.args.device.type == "cpu":
+                steady_heap()
             try:
                 with settled_objects():
                     output = self._hf.train(resume_from_checkpoint=checkpoint.path if checkpoint else None)
@@ -397,9 +402,12 @@ class Trainer:
         self.record(step, values)
         note_evaluation(self, step, values)
         if self.config.logging.samples:
-            answers = sample_answers(self, self._eval_rows(), self.config.logging.samples)
+            answers = self._samples(self._eval_rows(), self.config.logging.samples)
             self._run.append_samples([{"step": step, **row} for row in answers])
         return values
+
+    def _samples(self, prepared: Any, count: int) -> list[dict[str, Any]]:
+        return sample_answers(self, prepared, count)
 
     def _write_report(self) -> None:
         import_attribute(REPORT)(self._run.path)
@@ -465,6 +473,17 @@ class Trainer:
         asked = [prompts] if single else list(prompts)
         asked = [[{"role": "user", "content": p}] if chat and isinstance(p, str) else p for p in asked]
         return [texts[0] for texts in generate_texts(self.model, self.tokenizer, asked, **settings)]
+
+    def predict(self, texts: Any, **options: Any) -> list[dict[str, Any]]:
+        """Labels with probabilities; see `aligntune.core.sft.classification.ClassifierRun.predict`.
+
+        Raises:
+            ConfigurationError: this run trains no classifier.
+        """
+        raise ConfigurationError(
+            f"{self.config.algorithm.key} trains no classifier, so there are no labels to predict",
+            hint="use generate(prompts)",
+        )
 
     def save_model(self, path: str | Path | None = None) -> Path:
         """Write the model (or adapter), tokenizer and a model card; returns the folder."""
