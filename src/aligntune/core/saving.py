@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
 
 
+BY_CLASS = tuple(f"eval_{name}/" for name in ("precision", "recall", "f1", "rows", "tags", "entities"))
+"""Values of single classes, which `metrics.jsonl` has; a card with hundreds of them would be no card."""
+
+
 def save(trainer: Trainer, folder: Path) -> Path:
     """Write model (or adapter), tokenizer and card into `folder`; returns it.
 
@@ -46,7 +50,11 @@ def model_card(trainer: Trainer) -> str:
     hub = "" if Path(base).exists() else f"base_model: {base}\n"
     peft = "library_name: peft\n" if config.model.peft else "library_name: transformers\n"
     sources = ", ".join(f"`{d.name}`" + (f" ({d.split})" if d.split != "train" else "") for d in config.sources)
-    measured = {k: v for k, v in sorted(trainer.state.metrics.items()) if k.startswith("eval_")}
+    measured = {
+        k: v
+        for k, v in sorted(trainer.state.metrics.items())
+        if k.startswith("eval_") and not k.startswith(BY_CLASS)
+    }
     lines = [
         "---",
         f"{hub}{peft}tags:\n- aligntune\n- {config.algorithm.key}",
@@ -76,11 +84,16 @@ class Checkpoint:
 def find_checkpoint(output_dir: str, wanted: str) -> Checkpoint:
     """The checkpoint `wanted`: "latest" takes the one of the highest step in `output_dir`, else it is a path.
 
+    Algorithms of several rounds keep each in a folder `round-N`, which is a checkpoint itself once the round is done,
+    and holds checkpoints of its own.
+
     Raises:
         ConfigurationError: there is none, or the path is none.
     """
     folder = Path(output_dir).expanduser()
-    candidates = folder.glob("checkpoint-*") if wanted == "latest" else [Path(wanted).expanduser()]
+    candidates = [Path(wanted).expanduser()]
+    if wanted == "latest":
+        candidates = [p for kind in ("round-*", "checkpoint-*", "round-*/checkpoint-*") for p in folder.glob(kind)]
     found = [Checkpoint(str(p.absolute()), step) for p in candidates if (step := _step(p)) is not None]
     if not found:
         raise ConfigurationError(
@@ -93,8 +106,11 @@ def find_checkpoint(output_dir: str, wanted: str) -> Checkpoint:
 
 
 def _step(folder: Path) -> int | None:
-    """The step of a checkpoint; None where its state was not written whole (the library writes it last)."""
+    """The step of a checkpoint, those of earlier rounds included; None where its state was not written whole (the
+    library writes it last)."""
     try:
-        return int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+        step = int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+        before = folder.parent / "round.json"
+        return step + (int(json.loads(before.read_text(encoding="utf-8"))["first_step"]) if before.exists() else 0)
     except (FileNotFoundError, NotADirectoryError, KeyError, json.JSONDecodeError):
         return None

@@ -80,6 +80,8 @@ def generate_answers(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     batch_size: int = 8,
     num_samples: int = 1,
     seed: int | None = None,
@@ -94,6 +96,8 @@ def generate_answers(
         temperature: 0 decodes greedily; above 0 samples.
         top_p: nucleus of the sampling; 1.0 is off.
         top_k: sample among the k likeliest tokens; 0 is off.
+        min_p: drop tokens below this share of the likeliest one; None is off.
+        repetition_penalty: on tokens seen before; 1.0 is off.
         batch_size: sequences per batch. Greedy answers do not depend on it; sampled ones do.
         num_samples: answers per prompt; above 1 needs a temperature.
         seed: of the sampling. It is local to the call: the caller's random state is put back. None draws from the
@@ -108,7 +112,9 @@ def generate_answers(
         return []
     encoded = encode_prompts(tokenizer, prompts)
     rooms = _rooms(model, encoded, max_new_tokens)
-    settings = _settings(model, tokenizer, temperature, top_p, top_k)
+    settings = sampling_settings(
+        model, tokenizer, temperature, top_p, top_k, min_p=min_p, repetition_penalty=repetition_penalty
+    )
     jobs = sorted(
         (i for i in range(len(encoded)) for _ in range(num_samples)), key=lambda i: (rooms[i], -len(encoded[i]))
     )
@@ -233,14 +239,25 @@ def _rooms(model: Any, encoded: list[list[int]], max_new_tokens: int) -> list[in
     return rooms
 
 
-def _settings(model: Any, tokenizer: Any, temperature: float, top_p: float, top_k: int) -> Any:
+def sampling_settings(
+    model: Any,
+    tokenizer: Any,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    *,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+) -> Any:
     """A generation config in which nothing that changes the distribution is left to the model's files."""
     from transformers import GenerationConfig
 
     eos = _end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id
     pad = pad if pad is not None else (eos[0] if eos else 0)
-    sampling = {"temperature": float(temperature), "top_p": float(top_p), "top_k": int(top_k)}
+    sampling: dict[str, Any] = {"temperature": float(temperature), "top_p": float(top_p), "top_k": int(top_k)}
+    if min_p is not None:
+        sampling["min_p"] = float(min_p)
     return GenerationConfig(
         do_sample=temperature > 0,
         **(sampling if temperature > 0 else {"temperature": 1.0, "top_p": 1.0, "top_k": 50}),
@@ -249,7 +266,7 @@ def _settings(model: Any, tokenizer: Any, temperature: float, top_p: float, top_
         eta_cutoff=0.0,
         num_beams=1,
         num_return_sequences=1,
-        repetition_penalty=1.0,
+        repetition_penalty=float(repetition_penalty),
         encoder_repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         min_length=0,
