@@ -23,6 +23,7 @@ import pytest
 import helpers
 import plugs
 from aligntune.algorithms.base import algorithm_names, get_algorithm, get_task, task_names
+from aligntune.algorithms.mirror_map import MirrorMap
 from aligntune.algorithms.preference import Preference, Referenced
 from aligntune.core.config import DatasetConfig, PeftConfig, RewardConfig, RLConfig, SFTConfig
 from aligntune.core.config.base import is_section, to_plain, walk
@@ -269,6 +270,25 @@ OWN["pace"] = {
     "refresh": Other(1, ALONE),
     "exploration": Other(0.5, {**ALONE, "algo.refresh": 1}),
 }
+MIRROR = {"loss_type": Other("dapo"), "divergence_weight": Other(0.5), "mirror_path": Other("{map}")}
+NEURAL = {"algo.divergence": "neural"}
+OWN["neural_mirror"] = {**GROUP, **REUSE, **CLIP, **SCALING, **MIRROR}
+OWN["gbmpo"] = {
+    **OWN["neural_mirror"],
+    "divergence": Other("l2"),
+    "beta": Other(0.5, {"algo.divergence": "l2_kl"}),
+    "mirror_path": Other("{map}", NEURAL),
+}
+OWN["meta_es"] = {
+    **OWN["neural_mirror"],
+    "iterations": Other(2),
+    "population": Other(4),
+    "steps": Other(3),
+    "sigma": Other(0.5),
+    "sigma_decay": Other(0.5),
+    "search_rate": Other(0.5),
+    "workers": Other(2),
+}
 OWN["ppo"] = {
     "num_generations": Other(2),
     "num_generations_eval": Other(2, {"evaluation.temperature": 0.5}),
@@ -374,6 +394,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_mode
     folder = tmp_path_factory.mktemp("knobs")
     (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
     found = {"folder": folder, "model": tiny_model, "plain": tiny_model_plain, "rewards": folder / "rewards.py"}
+    found["map"] = MirrorMap.random(seed=1).save(folder / "map.safetensors")
     for case in (*task_names(), *algorithm_names()):
         kinds = {"rows": rows_of(case, "a"), "more": rows_of(case, "b"), "held": rows_of(case, "c")}
         kinds["both"] = [
@@ -455,6 +476,8 @@ class Case:
             raw["algo"]["num_generations"] = 4
             raw["rewards"] = [{"type": f"{self.places['rewards']}:letters"}]
             raw["generation"] = {"max_prompt_length": 50, "max_completion_length": 12}
+        if self.name == "meta_es":  # it measures its members there
+            raw["evaluation"] = {"dataset": {"name": str(self.places["meta_es/held"])}}
         for key, value in changes.items():
             if key == "datasets" and self.sft:  # a supervised run has one source, so its weight must be refused
                 continue

@@ -69,6 +69,7 @@ def _text(data: dict[str, Any]) -> str:
     for name, backend in data["backends"].items():
         state = "available" if backend["available"] else f"not installed: {backend['install']}"
         lines.append(f"  {name:<14}{state}")
+        lines += [f"  {'':<14}{key}: {note}" for key, note in backend["notes"].items()]
     lines += ["", "algorithms and tasks"]
     lines += [f"  {name:<22}{entry['kind']:<5}{entry['summary']}" for name, entry in data["algorithms"].items()]
     lines += ["", f"rewards: {', '.join(data['rewards'])}"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,27 @@ class Backend(ABC):
     @abstractmethod
     def load_model(self, config: RunConfig) -> Any:
         """Model and tokenizer as `aligntune.utils.Loaded`, with adapters applied."""
+
+    def load_classifier(self, config: RunConfig, labels: Sequence[str]) -> Any:
+        """Model with a classification head and tokenizer as `aligntune.utils.Loaded`: a plain Transformers model.
+
+        The same on every backend: Unsloth's CPU loader ignores the number of labels and gives a causal model.
+
+        Args:
+            config: the run; `config.algorithm.head` says which head.
+            labels: the label list, in the order of the head's outputs.
+        """
+        t = config.train
+        loader = import_attribute(CLASSIFIER)(
+            config.model,
+            head=config.algorithm.head,
+            labels=labels,
+            new_head=getattr(config.algorithm, "new_head", False),
+            training=True,
+            seed=t.seed,
+            gradient_checkpointing=t.gradient_checkpointing,
+        )
+        return loader.load()
 
     def trainer_class(self, params: AlgorithmParams) -> type:
         """The class that trains this algorithm, after `prepare`: TRL's, or what the backend has put in its place."""
@@ -104,6 +126,7 @@ class BackendInfo:
         install: the command that installs it.
         inert: dotted keys that it does not read, with the reason.
         prefix: how its trainer classes are named (`TRLDPOTrainer`).
+        notes: what a user should know about single algorithms and tasks on it.
     """
 
     name: str
@@ -112,6 +135,7 @@ class BackendInfo:
     install: str
     prefix: str
     inert: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def available(self) -> bool:
@@ -121,6 +145,11 @@ class BackendInfo:
         except (ImportError, ValueError):
             return False
 
+
+CLASSIFIER = "aligntune.utils.classifier_loader:ClassifierLoader"  # a lazy name, because the loader stands higher
+PLAIN_MODEL = (
+    "trains a plain Transformers model, without Unsloth's kernels: its CPU loader ignores the number of labels"
+)
 
 BACKENDS: dict[str, BackendInfo] = {
     "trl": BackendInfo(
@@ -139,13 +168,13 @@ BACKENDS: dict[str, BackendInfo] = {
         inert={
             "model.device": "Unsloth chooses the device itself",
             "model.attn_implementation": "Unsloth chooses its own attention kernels",
-            "model.peft.use_dora": "Unsloth trains plain LoRA",
             **{
                 f"generation.{f.name}": "Unsloth keeps vLLM inside a model of its own, which is not loaded here"
                 for f in fields(GenerationConfig)  # type: ignore[arg-type]
                 if "vllm" in f.name
             },
         },
+        notes=dict.fromkeys(("text_classification", "token_classification"), PLAIN_MODEL),
     ),
 }
 

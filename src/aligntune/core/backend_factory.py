@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aligntune.algorithms.base import Kind, algorithm_names, get_algorithm, get_task, task_names
-from aligntune.backends.names import trainer_names, trainer_type
+from aligntune.backends.names import trainer_name, trainer_type
 from aligntune.core.arguments import trainer_arguments
 from aligntune.core.backend import BACKENDS, BackendType, TrainingType, get_backend
 from aligntune.core.config import RLConfig, RunConfig, SFTConfig, load_config
@@ -87,8 +87,7 @@ def create_trainer(config: ConfigSource, *, expect: Kind | None = None) -> Train
 
         get_backend(loaded.backend)
         return ProcessTrainer(loaded)  # type: ignore[return-value]
-    key = "" if loaded.kind == "sft" else loaded.algorithm.key
-    name = next(n for n, k in trainer_names(loaded.backend, loaded.kind).items() if k == key)
+    name = trainer_name(loaded)
     trainer: Trainer = trainer_type(loaded.backend, loaded.kind, name)(loaded)
     return trainer
 
@@ -173,13 +172,15 @@ def _version(package: str) -> str | None:
 
 
 def list_backends() -> dict[str, dict[str, Any]]:
-    """Each backend with `available`, `version`, `install` and what it trains; nothing is imported."""
+    """Each backend with `available`, `version`, `install`, what it trains and `notes` by algorithm; nothing is
+    imported."""
     return {
         name: {
             "available": info.available,
             "version": _version(info.package),
             "install": info.install,
             "algorithms": [*task_names(), *algorithm_names()],
+            "notes": dict(info.notes),
         }
         for name, info in BACKENDS.items()
     }
@@ -238,13 +239,12 @@ def describe(config: RunConfig) -> dict[str, Any]:
     for key in ("bf16", "fp16", "use_cpu"):
         if "auto" in (device, precision):
             arguments[key] = "chosen from the hardware"
-    key = "" if config.kind == "sft" else params.key
     return {
         "algorithm": params.key,
         "kind": config.kind,
         "backend": config.backend,
         "backend_available": BACKENDS[config.backend].available,
-        "trainer": next(n for n, k in trainer_names(config.backend, config.kind).items() if k == key),
+        "trainer": trainer_name(config),
         "library_class": params.trainer.replace(":", "."),
         "data_schema": str(params.data),
         "batch": arithmetic,

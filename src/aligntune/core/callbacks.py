@@ -88,7 +88,7 @@ def _clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-SHOWN = ("loss", "reward", "rewards/accuracies", "eval_nll", "eval_reward")
+SHOWN = ("loss", "reward", "rewards/accuracies", "eval_nll", "eval_reward", "eval_f1", "eval_f1_macro")
 
 
 def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> Any:

@@ -15,13 +15,13 @@ class TrainingState:
         step: optimizer steps done.
         epoch: passes over the data done.
         status: new, running, finished, interrupted or failed.
-        best_metric: the best held-out value so far (NLL, lower; preference accuracy or reward, higher).
+        best_metric: the best held-out value so far (`core.evaluation.PRIMARY`: NLL lower, the others higher).
         best_step: the step of `best_metric`.
-        best_values: all values of that evaluation.
-        evaluated_step: the step of the newest evaluation.
-        without_gain: evaluations since the best one.
         checkpoint_path: the newest checkpoint.
         metrics: the newest logged values, by TRL's names.
+        best_values: all values of the best evaluation.
+        evaluated_step: the step of the newest evaluation.
+        without_gain: evaluations since the best one.
     """
 
     step: int = 0
@@ -29,11 +29,11 @@ class TrainingState:
     status: str = "new"
     best_metric: float | None = None
     best_step: int | None = None
+    checkpoint_path: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     best_values: dict[str, float] = field(default_factory=dict)
     evaluated_step: int | None = None
     without_gain: int = 0
-    checkpoint_path: str | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

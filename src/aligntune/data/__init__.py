@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 from aligntune.registry import lazy_names
 
 if TYPE_CHECKING:
+    from aligntune.data.encoding import encode as encode
+    from aligntune.data.labels import Labels as Labels
     from aligntune.data.loaders.base import BaseLoader as BaseLoader
+    from aligntune.data.loaders.conll import CoNLLLoader as CoNLLLoader
     from aligntune.data.loaders.directory import DirectoryLoader as DirectoryLoader
     from aligntune.data.loaders.hub import HFLoader as HFLoader
     from aligntune.data.loaders.json import JSONLoader as JSONLoader
@@ -31,15 +34,18 @@ if TYPE_CHECKING:
 _NAMES = {
     "BaseLoader": "loaders.base",
     "CSVLoader": "loaders.tabular",
+    "CoNLLLoader": "loaders.conll",
     "DataManager": "manager",
     "DirectoryLoader": "loaders.directory",
     "HFLoader": "loaders.hub",
     "JSONLoader": "loaders.json",
+    "Labels": "labels",
     "LoaderResolver": "resolver",
     "PRESETS": "presets",
     "ParquetLoader": "loaders.tabular",
     "Prepared": "manager",
     "Preset": "presets",
+    "encode": "encoding",
     "prepare_dataset": "manager",
     "render": "rendering",
 }

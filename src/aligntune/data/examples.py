@@ -42,7 +42,9 @@ class Example:
     chosen: list[Message] | None = None
     rejected: list[Message] | None = None
     text: str | None = None
-    label: bool | None = None
+    label: bool | str | None = None
+    tokens: list[str] | None = None
+    tags: list[str] | None = None
     tools: str | None = None
     own_system: bool = False
     """The row had a system message of its own, so the configured one was not added."""
@@ -277,6 +279,10 @@ def canonical(example: Example, schema: Schema) -> dict[str, Any]:
     """
     if schema is Schema.TEXT:
         return {"text": example.text}
+    if schema is Schema.CLASSIFICATION:
+        return {"text": example.text, "label": example.label}
+    if schema is Schema.TOKENS:
+        return {"tokens": example.tokens, "tags": example.tags}
     if schema is Schema.PREFERENCE or (schema is Schema.UNPAIRED and example.chosen is not None):
         row = {"prompt": example.prompt, "chosen": example.chosen, "rejected": example.rejected}
         return {**row, "tools": example.tools}

@@ -13,6 +13,8 @@ that can serve the schema and whose required columns are all there wins.
 | text | text |
 | unpaired | prompt or question; completion, answer or response; label |
 | unpaired_messages | messages or conversations; label |
+| classification | text, sentence or content; label_text, label, category, intent or class |
+| tokens | tokens or words; tags, ner_tags or labels |
 | prompt | prompt or question; every other column is kept for the rewards |
 
 >>> plan = make_plan(["question", "answer"], DatasetConfig(name="x"), Schema.PROMPT_COMPLETION, None)
@@ -28,7 +30,7 @@ from typing import Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.core.config import DatasetConfig
-from aligntune.data import examples
+from aligntune.data import examples, labelled
 from aligntune.data.examples import Example, Fields
 from aligntune.data.presets import Preset
 from aligntune.data.templates import PromptTemplate
@@ -143,6 +145,22 @@ FORMATS: dict[str, Format] = {
         read=examples.read_text,
         templated=("text",),
     ),
+    "classification": Format(
+        roles={
+            "text": ("text", "sentence", "content"),
+            "label": ("label_text", "label", "category", "intent", "class"),
+        },
+        required=("text", "label"),
+        schemas=(Schema.CLASSIFICATION,),
+        read=labelled.read_labelled,
+        templated=("text",),
+    ),
+    "tokens": Format(
+        roles={"tokens": ("tokens", "words"), "tags": ("tags", "ner_tags", "labels")},
+        required=("tokens", "tags"),
+        schemas=(Schema.TOKENS,),
+        read=labelled.read_tokens,
+    ),
     "prompt": Format(
         roles={"prompt": PROMPT_COLUMNS, "system": ()},
         required=("prompt",),
@@ -179,7 +197,7 @@ def make_plan(columns: Sequence[str], source: DatasetConfig, schema: Schema, pre
     mapping = {**(preset.column_mapping if preset else {}), **(source.column_mapping or {})}
     _check_mapping_targets(mapping, columns)
     template = PromptTemplate(source.prompt_template) if source.prompt_template else None
-    if schema is Schema.TEXT and source.system_prompt:
+    if schema in (Schema.TEXT, Schema.CLASSIFICATION, Schema.TOKENS) and source.system_prompt:
         raise ConfigurationError(
             "system_prompt has no meaning for plain text",
             hint="remove it, or choose a task that trains on conversations",
@@ -285,6 +303,8 @@ def _example_mapping(schema: Schema, columns: Sequence[str]) -> str:
         Schema.PROMPT_COMPLETION: ["prompt", "completion"],
         Schema.PREFERENCE: ["prompt", "chosen", "rejected"],
         Schema.UNPAIRED: ["prompt", "completion", "label"],
+        Schema.CLASSIFICATION: ["text", "label"],
+        Schema.TOKENS: ["tokens", "tags"],
     }[schema]
     names = [*columns[: len(roles)], *["..."] * len(roles)]
     return "{" + ", ".join(f"{role}: {name}" for role, name in zip(roles, names, strict=False)) + "}"

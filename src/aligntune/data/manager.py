@@ -22,6 +22,7 @@ from aligntune.algorithms.base import Schema
 from aligntune.core.config import DatasetConfig
 from aligntune.data.examples import Example, canonical, lookup, reference_text, split_last_answer, unpaired
 from aligntune.data.formats import FORMATS, Plan, make_plan
+from aligntune.data.labels import Labels, declared_labels
 from aligntune.data.messages import RowFault, RowProblem, spoken
 from aligntune.data.mixing import mix
 from aligntune.data.presets import Preset, get_preset, preset_of_hub_id
@@ -50,6 +51,10 @@ RESERVED = (
 """Names that rewards and TRL's GRPOTrainer use otherwise; a row's column of that name gets `source_` before it."""
 
 
+LABELLED = (Schema.CLASSIFICATION, Schema.TOKENS)
+"""Schemas whose rows carry labels of a fixed list."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Rows ready for a trainer.
@@ -60,6 +65,7 @@ class Prepared:
         notes: one sentence each: what was detected, mapped and left out, and how many.
         source: the source in words.
         content_hash: SHA-256 over the rows as `prepare_dataset` made them.
+        class_names: the labels that every source declares, in its order; None where one declares none.
     """
 
     dataset: datasets.Dataset
@@ -67,6 +73,7 @@ class Prepared:
     notes: list[str]
     source: str
     content_hash: str
+    class_names: list[str] | None = None
 
 
 @dataclass
@@ -77,6 +84,7 @@ class _Part:
     format: str
     source: str
     notes: list[str]
+    class_names: list[str] | None = None
 
 
 @dataclass
@@ -106,11 +114,15 @@ class DataManager:
         schema: what the algorithm trains on.
         seed: of sampling and mixing.
         cache_dir: where hub downloads are kept; None takes the library's folder.
+        labels: what CLASSIFICATION and TOKENS rows may be labelled with; None takes every label.
     """
 
-    def __init__(self, schema: Schema, *, seed: int = 42, cache_dir: str | None = None) -> None:
+    def __init__(
+        self, schema: Schema, *, seed: int = 42, cache_dir: str | None = None, labels: Labels | None = None
+    ) -> None:
         self.schema = Schema(schema)
         self.seed = seed
+        self.labels = labels
         self.resolver = LoaderResolver(cache_dir)
 
     def prepare(self, source: DatasetConfig | list[DatasetConfig]) -> Prepared:
@@ -137,6 +149,7 @@ class DataManager:
             notes=notes,
             source="; ".join(part.source for part in parts),
             content_hash=content_hash(rows),
+            class_names=declared_labels([part.class_names for part in parts]),
         )
 
     def load(self, source: DatasetConfig) -> Rows:
@@ -152,13 +165,15 @@ class DataManager:
             raise ValidationError(f"{rows.source} holds no rows", hint="check the file, the split and the slice")
         plan = make_plan(rows.columns, source, self.schema, preset)
         notes = [*notes, *rows.notes, f"{rows.source}: {plan.note}"]
+        if self.schema in LABELLED:
+            rows = rows.with_class_names(set(plan.fields.columns.values()))
         done, more = self._convert(rows, plan, count)
         if self.schema is Schema.UNPAIRED and "chosen" in done[0]:
             more.append(
                 f"{len(done)} pairs are taken apart: each chosen answer is desirable, each rejected one is not."
             )
             done = unpaired(done, rows.source)
-        return _Part(done, plan.format, rows.source, [*notes, *more])
+        return _Part(done, plan.format, rows.source, [*notes, *more], _class_names(rows, plan))
 
     def _convert(self, rows: Rows, plan: Plan, count: int | None) -> tuple[list[dict[str, Any]], list[str]]:
         """Canonical rows in file order, `count` of them drawn with the seed (None: all), and notes."""
@@ -197,11 +212,20 @@ class DataManager:
     def _one(self, row: dict[str, Any], plan: Plan, facts: Counter[str]) -> dict[str, Any]:
         example = FORMATS[plan.format].read(row, plan.fields, self.schema)
         made = canonical(example, self.schema)
+        if self.labels is not None:
+            for label in [made["label"]] if "label" in made else made["tags"]:
+                self.labels.id(label)
         facts["own_system"] += example.own_system
         facts["several_answers"] += example.several_answers
         if self.schema is not Schema.PROMPT:
             return made
         return {**made, **_reward_columns(row, example, plan, facts)}
+
+
+def _class_names(rows: Rows, plan: Plan) -> list[str] | None:
+    """The labels that the source declares for its label column, in its order."""
+    column = plan.fields.columns.get("label") or plan.fields.columns.get("tags")
+    return rows.class_names.get(column) if column else None
 
 
 def _reward_columns(row: dict[str, Any], example: Example, plan: Plan, facts: Counter[str]) -> dict[str, Any]:
@@ -303,7 +327,12 @@ def _column_order(rows: list[dict[str, Any]], schema: Schema) -> list[str]:
 
 
 def prepare_dataset(
-    source: DatasetConfig | list[DatasetConfig], schema: Schema, *, seed: int, cache_dir: str | None = None
+    source: DatasetConfig | list[DatasetConfig],
+    schema: Schema,
+    *,
+    seed: int,
+    cache_dir: str | None = None,
+    labels: Labels | None = None,
 ) -> Prepared:
     """Load, convert, draw and mix.
 
@@ -318,10 +347,11 @@ def prepare_dataset(
         schema: what the algorithm trains on.
         seed: of sampling and mixing.
         cache_dir: where hub downloads are kept; None takes the library's folder.
+        labels: what CLASSIFICATION and TOKENS rows may be labelled with; None takes every label.
 
     Raises:
         ValidationError: the data cannot be read, are empty, or lack a column.
         ConfigurationError: settings contradict each other, or name something unknown.
         errors.EnvironmentError: hub data are neither cached nor reachable.
     """
-    return DataManager(schema, seed=seed, cache_dir=cache_dir).prepare(source)
+    return DataManager(schema, seed=seed, cache_dir=cache_dir, labels=labels).prepare(source)

@@ -24,7 +24,7 @@ from aligntune.algorithms.base import Schema
 from aligntune.data.manager import Prepared
 from aligntune.data.messages import Message
 from aligntune.data.tokens import Tokens, common_prefix, fit_to_template, plain_rows
-from aligntune.errors import ValidationError
+from aligntune.errors import ConfigurationError, ValidationError
 
 if TYPE_CHECKING:
     import datasets
@@ -98,6 +98,8 @@ def render(
             text, or the tokenizer has no EOS token.
     """
     schema = Schema(schema)
+    if schema in (Schema.CLASSIFICATION, Schema.TOKENS):
+        raise ConfigurationError("labelled rows are not rendered", hint="use aligntune.data.encode")
     tokens = Tokens(tokenizer, text=schema is Schema.TEXT, training_template=loss_on == "assistant")
     dataset, notes = prepared.dataset, list(prepared.notes)
     if schema is not Schema.PROMPT:

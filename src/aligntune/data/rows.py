@@ -14,7 +14,7 @@ Slices mean what they mean in the `datasets` library, which parses them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,12 +37,14 @@ class Rows:
         source: the source in words, for messages.
         places: where each row stands ("file.jsonl:12"); None says "row 12 of <source>", counting from 1.
         notes: sentences for the user about how the source was read.
+        class_names: the labels of columns that hold their numbers, where the source declares them.
     """
 
     rows: list[dict[str, Any]]
     source: str
     places: Sequence[str] | None = None
     notes: list[str] = field(default_factory=list)
+    class_names: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,7 +64,34 @@ class Rows:
     def select(self, indices: Iterable[int]) -> Rows:
         """The rows at `indices`, each keeping its place."""
         chosen = list(indices)
-        return Rows([self.rows[i] for i in chosen], self.source, [self.place(i) for i in chosen], list(self.notes))
+        places = [self.place(i) for i in chosen]
+        return Rows([self.rows[i] for i in chosen], self.source, places, list(self.notes), self.class_names)
+
+    def with_class_names(self, columns: Collection[str]) -> Rows:
+        """The rows with names for the numbers in those of `columns` that declare them; a number below 0 is none."""
+        named = {column: names for column, names in self.class_names.items() if column in columns}
+        if not named:
+            return self
+        rows = [{**row, **{c: _named(row.get(c), names) for c, names in named.items()}} for row in self.rows]
+        return Rows(rows, self.source, self.places, self.notes, self.class_names)
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    return names[value] if 0 <= value < len(names) else None
+
+
+def class_names(features: Any) -> dict[str, list[str]]:
+    """The names of the `ClassLabel` columns (or lists of them) of a `datasets` library's features."""
+    found = {}
+    for column, feature in (features or {}).items():
+        inner = getattr(feature, "feature", feature)
+        if names := getattr(inner, "names", None):
+            found[column] = [str(name) for name in names]
+    return found
 
 
 def split_base(split: str) -> str:

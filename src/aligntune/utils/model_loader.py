@@ -96,7 +96,7 @@ class ModelLoader:
         _check_vocabulary(model, tokenizer, self.source)
         notes += self._wrap_notes() + _repair_generation_config(model) + self._length_notes(model)
         model = self._wrap(model)
-        for settings in (model.config, model.generation_config):
+        for settings in (model.config, getattr(model, "generation_config", None)):
             if settings is not None:  # a classifier has no generation config
                 settings.pad_token_id = tokenizer.pad_token_id
         if self.gradient_checkpointing:
@@ -266,6 +266,12 @@ class ModelLoader:
                 hint="set model.peft to train LoRA adapters over them, or drop model.quantization",
             )
         check_quantization(str(self.config.quantization), self.device.device, self.device.name)
+        dora = self.config.peft is not None and self.config.peft.use_dora
+        if dora and self.config.quantization == "8bit" and self.device.device == "cpu":
+            raise errors.EnvironmentError(
+                f"{wanted}, over which model.peft.use_dora fails on the CPU (bitsandbytes drops the scales it needs)",
+                hint="set model.quantization to 4bit, or drop model.peft.use_dora",
+            )
 
     def _quantization_config(self) -> Any:
         import torch
@@ -332,7 +338,7 @@ def _repair_generation_config(model: Any) -> list[str]:
     Some published models set a temperature while `do_sample` is false, and Transformers then refuses to save
     the trained model, which would lose it at the end of the run.
     """
-    config = model.generation_config
+    config = getattr(model, "generation_config", None)
     if config is None:
         return []
     try:

@@ -38,8 +38,14 @@ in order.
 """
 
 
-def prepare_tokenizer(tokenizer: Any, config: ModelConfig, *, training: bool) -> list[str]:
+def prepare_tokenizer(tokenizer: Any, config: ModelConfig, *, training: bool, writes: bool = True) -> list[str]:
     """Set padding side, padding token and chat template in place; return one sentence per change or lack.
+
+    Args:
+        tokenizer: a Transformers tokenizer.
+        config: the model section.
+        training: whether batches are trained on.
+        writes: whether the model writes text; a classifier needs neither chat template nor end of sequence.
 
     Raises:
         ConfigurationError: `chat_template` is the path of no file, or no valid Jinja.
@@ -50,11 +56,11 @@ def prepare_tokenizer(tokenizer: Any, config: ModelConfig, *, training: bool) ->
     if config.chat_template is not None:
         tokenizer.chat_template = read_template(config.chat_template)
         notes.append("model.chat_template replaces the tokenizer's own chat template")
-    elif not tokenizer.chat_template:
+    elif writes and not tokenizer.chat_template:
         notes.append("the tokenizer has no chat template: conversations become plain text, as stated for each data set")
     if tokenizer.pad_token is None:
         notes.append(_choose_pad(tokenizer))
-    if tokenizer.eos_token is None:
+    if writes and tokenizer.eos_token is None:
         notes.append("the tokenizer has no end-of-sequence token: answers end at the length limit only")
     return notes
 

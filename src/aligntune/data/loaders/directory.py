@@ -1,6 +1,6 @@
 """Folders: data files together, or one row for each text file.
 
-A folder that holds data files (json, jsonl, csv, tsv, parquet, gzipped too) is read as those files, joined;
+A folder that holds data files (json, jsonl, csv, tsv, parquet, CoNLL, gzipped too) is read as those files, joined;
 text and Markdown files beside them, such as a README, are left out and counted. A folder of text files only
 gives one row a file with the columns `text` and `path`. Files whose names carry a split
 (`train-00000.parquet`, `test.jsonl`, `dev/a.csv`) belong to it; where no name does, everything is the split
@@ -19,9 +19,10 @@ from typing import ClassVar
 
 from aligntune.core.config import DatasetConfig
 from aligntune.data.loaders.base import BaseLoader, FileLoader, decode, read_bytes, refuse_hub_keys
+from aligntune.data.loaders.conll import CoNLLLoader
 from aligntune.data.loaders.json import JSONLoader
 from aligntune.data.loaders.tabular import CSVLoader, ParquetLoader
-from aligntune.data.rows import Rows, split_base, split_of_name, take_split
+from aligntune.data.rows import Rows, class_names, split_base, split_of_name, take_split
 from aligntune.errors import ValidationError
 
 
@@ -38,7 +39,7 @@ class TextLoader(FileLoader):
         )
 
 
-STRUCTURED: tuple[FileLoader, ...] = (JSONLoader(), CSVLoader(), ParquetLoader())
+STRUCTURED: tuple[FileLoader, ...] = (JSONLoader(), CSVLoader(), ParquetLoader(), CoNLLLoader())
 
 
 def loader_for(path: Path) -> FileLoader | None:
@@ -101,6 +102,10 @@ def _join(root: Path, files: list[tuple[Path, FileLoader]], split: str, notes: l
             hint="use split: train, or name the file",
         )
     parts = [loader.read_file(path) for path, loader in files]
+    if any(part.class_names != parts[0].class_names for part in parts):  # their numbers mean different things
+        parts = [part.with_class_names(part.class_names) for part in parts]
+        for part in parts:
+            part.class_names = {}
     places = [
         part.place(i) if not isinstance(loader, TextLoader) else str(path.relative_to(root))
         for (path, loader), part in zip(files, parts, strict=True)
@@ -109,6 +114,7 @@ def _join(root: Path, files: list[tuple[Path, FileLoader]], split: str, notes: l
     joined = Rows([row for part in parts for row in part.rows], f"{root} ({len(files)} files)", places, notes)
     for part in parts:
         joined.notes += part.notes
+        joined.class_names |= part.class_names
     return take_split(joined, split, known=(base,))
 
 
@@ -119,4 +125,5 @@ def _read_saved(root: Path, split: str) -> Rows:
     splits = dict(data) if isinstance(data, DatasetDict) else {"train": data}
     base = split_base(split)
     rows = splits[base].to_list() if base in splits else []
-    return take_split(Rows(rows, source=str(root)), split, known=tuple(str(name) for name in splits))
+    names = class_names(splits[base].features) if base in splits else {}
+    return take_split(Rows(rows, source=str(root), class_names=names), split, known=tuple(str(name) for name in splits))

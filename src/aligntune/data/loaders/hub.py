@@ -13,7 +13,7 @@ from __future__ import annotations
 from aligntune import errors
 from aligntune.core.config import DatasetConfig
 from aligntune.data.loaders.base import BaseLoader
-from aligntune.data.rows import Rows
+from aligntune.data.rows import Rows, class_names
 from aligntune.errors import ValidationError
 
 
@@ -62,4 +62,6 @@ class HFLoader(BaseLoader):
                 hint="set `subset` and `split` to ones that the data set has",
             ) from error
         where = f"{name}[{source.subset}]" if source.subset else name
-        return Rows(data.to_list(), source=f"{where}, split {source.split}")
+        return Rows(
+            data.to_list(), source=f"{where}, split {source.split}", class_names=class_names(data.features)
+        )

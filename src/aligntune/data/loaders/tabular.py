@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import ClassVar
 
 from aligntune.data.loaders.base import FileLoader, decode, read_bytes
-from aligntune.data.rows import Rows
+from aligntune.data.rows import Rows, class_names
 from aligntune.errors import ValidationError
 
 
@@ -95,4 +96,14 @@ class ParquetLoader(FileLoader):
             table = parquet.ParquetFile(path).read()
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
             raise ValidationError(f"{path}: not Parquet ({error})", hint="fetch or write the file again") from error
-        return Rows(table.to_pylist(), source=path.name)
+        return Rows(table.to_pylist(), source=path.name, class_names=_declared(table.schema.metadata or {}))
+
+
+def _declared(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """The label names that the `datasets` library writes beside a table."""
+    stored = metadata.get(b"huggingface")
+    if stored is None:
+        return {}
+    from datasets import Features
+
+    return class_names(Features.from_dict(json.loads(stored)["info"]["features"]))
