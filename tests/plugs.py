@@ -20,6 +20,10 @@ class Alone:
     """The parts of an Accelerator that plugins use, for one process."""
 
     num_processes, process_index = 1, 0
+    is_main_process = False  # so that nothing is written
+
+    def reduce(self, values: Any, reduction: str) -> Any:
+        return values
 
     def __init__(self) -> None:
         import torch
@@ -115,4 +119,34 @@ def _beliefs(config: Any) -> Any:
     return [seen, [(b.a, b.b) for b in plugin.tracker.beliefs.values()]]
 
 
-OUTPUTS: dict[str, Callable[[Any], Any]] = {"counterfactual_grpo": _weights, "pace": _beliefs}
+def _divergence(config: Any) -> Any:
+    """The loss that is added for four tokens, and the strength of the KL term."""
+    import torch
+
+    plugin = attached(config.algo.plugin(config), config, [{"prompt": "Q:"}])
+    logps, ref = torch.tensor([[-0.1, -1.0, -3.0, -0.5]]), torch.tensor([[-0.3, -0.2, -3.1, -6.0]])
+    inputs = {"ref_per_token_logps": ref, "completion_mask": torch.ones_like(ref)}
+    return [plugin.token_loss(logps, inputs).tolist(), plugin.loss_beta]
+
+
+def _search(config: Any) -> Any:
+    """The members of a search, their configuration and how the search steps; not the training at its end."""
+    from pathlib import Path
+
+    from aligntune.core.config.base import to_plain
+    from aligntune.core.rl.meta_es import Search
+
+    search = Search(config, Path("run"))
+    turns = range(search.params.iterations)
+    members = [vars(m) for i in turns for m in search.members(i)]
+    first = to_plain(search.member_config(search.members(0)[0], None))
+    return [members, first, [search.rate(i) for i in turns], search.params.workers, search.params.mirror_path]
+
+
+OUTPUTS: dict[str, Callable[[Any], Any]] = {
+    "counterfactual_grpo": _weights,
+    "gbmpo": _divergence,
+    "meta_es": _search,
+    "neural_mirror": _divergence,
+    "pace": _beliefs,
+}

@@ -150,9 +150,7 @@ class Search:
             MirrorMap.from_flat(shifted).save(self._map(member))
         self._train_all([m for m in members if not self._read(m)], progress)
         fitness = [self.results[m.name]["fitness"] for m in members]
-        self.theta = update(
-            self.theta, noise, fitness, sigma=members[0].sigma, rate=p.search_rate * p.sigma_decay ** (2 * iteration)
-        )
+        self.theta = update(self.theta, noise, fitness, sigma=members[0].sigma, rate=self.rate(iteration))
         log.info(
             "meta_es: iteration %d of %d, reward %.4f on average, %.4f at best",
             iteration + 1,
@@ -168,6 +166,10 @@ class Search:
         sigma = p.sigma * p.sigma_decay**iteration
         first = self.config.train.seed + 1 + iteration * pairs
         return [Member(iteration, i, (first + i // 2) % 2**32, sigma) for i in range(p.population)]
+
+    def rate(self, iteration: int) -> float:
+        """Step size of an iteration."""
+        return self.params.search_rate * self.params.sigma_decay ** (2 * iteration)
 
     def member_config(self, member: Member, mirror: Path | None) -> Any:
         """The configuration of a member's run: that of the search, with a map, its seed, its length and its folder."""
