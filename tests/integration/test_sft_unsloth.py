@@ -18,6 +18,7 @@ needs_unsloth = pytest.mark.skipif(
 CASES: dict[str, dict[str, Any]] = {
     "dft": {"task__loss": "dft"},
     "neftune": {"task__neftune_noise_alpha": 5.0},
+    "dora": {"model__peft": {"r": 4, "alpha": 8, "use_dora": True}},
     "rslora": {"model__peft": {"r": 4, "alpha": 8, "use_rslora": True}},
 }
 if importlib.util.find_spec("bitsandbytes"):
@@ -38,6 +39,7 @@ TRAIN = """
             "scaling": sorted({m.scaling["default"] for m in trainer.model.modules() if hasattr(m, "scaling")
                                and isinstance(m.scaling, dict)}),
             "4bit": "Linear4bit" in kinds,
+            "magnitudes": sum("lora_magnitude_vector" in n for n, p in trainer.model.named_parameters() if p.requires_grad),
             "dtypes": sorted({str(p.dtype) for p in trainer.model.parameters() if p.requires_grad}),
             "checkpoint": (Path(trainer.config.output_dir) / "checkpoint-2" / "trainer_state.json").exists(),
         }
@@ -55,5 +57,6 @@ def test_losses_and_adapters_equal_those_of_trl(tmp_path: Path) -> None:
         assert theirs[name]["checkpoint"]
         assert theirs[name]["dtypes"] == ["torch.float32"]
     assert theirs["rslora"]["scaling"] == [8 / 4**0.5]
+    assert {name: run["magnitudes"] for name, run in theirs.items() if run["magnitudes"]} == {"dora": 2 * 7}
     if "4bit" in CASES:
         assert theirs["4bit"]["4bit"]

@@ -180,15 +180,6 @@ def test_what_its_cpu_backend_would_ignore_is_refused(tiny_model: Path, tmp_path
     assert not any(written for name, written in result.items() if name.endswith("wrote"))
 
 
-def test_dora_is_refused_in_the_configuration(tiny_model: Path, tmp_path: Path) -> None:
-    from aligntune.core.config import build_config
-    from aligntune.errors import ConfigurationError
-
-    raw = runs.plain("sft", tiny_model, tmp_path, backend="unsloth", model__peft={"use_dora": True})
-    with pytest.raises(ConfigurationError, match=r"model\.peft\.use_dora"):
-        build_config(raw)
-
-
 @needs_unsloth
 def test_trl_is_refused_after_unsloth_was_imported(tiny_model: Path, tmp_path: Path) -> None:
     result = python(

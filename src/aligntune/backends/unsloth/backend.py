@@ -99,6 +99,7 @@ class UnslothBackend(Backend):
                     target_modules=peft.target_modules,
                     modules_to_save=peft.modules_to_save,
                     use_rslora=peft.use_rslora,
+                    use_dora=peft.use_dora,  # reaches PEFT's LoraConfig; its fused kernels step aside for it
                     bias="none",
                     use_gradient_checkpointing=config.train.gradient_checkpointing,
                     random_state=config.train.seed,
