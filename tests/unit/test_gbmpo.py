@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -311,6 +312,32 @@ def test_old_names_stand_for_today_s_with_their_parameters(old: str, name: str, 
     (line,) = notices({"algo": {"name": old}})
     assert line.startswith(f"'{old}' is now called '{name}'")
     assert kind is None or line.endswith(f"with divergence: {kind}")
+
+
+def test_the_notice_is_printed_wherever_the_old_name_stands(tmp_path: Path, cli: Any) -> None:
+    from aligntune.core.backend_factory import create_rl_trainer
+
+    raw = runs.plain("grpo", Path("model"), tmp_path)
+    file = tmp_path / "run.yaml"
+    line = "note: 'gbmpo_l2kl' is now called 'gbmpo' with divergence: l2_kl\n"
+    file.write_text(json.dumps({**raw, "algo": {"name": "gbmpo_l2kl", "num_generations": 4}}))
+    assert cli("train", file, "--dry-run").err == line
+    file.write_text(json.dumps(raw))
+    for arguments in (["--algorithm", "gbmpo_l2kl"], ["algo=gbmpo_l2kl"], ["algo.name=gbmpo_l2kl"]):
+        ran = cli("train", file, *arguments, "train.per_device_batch_size=8", "--dry-run")
+        assert (ran.code, ran.err) == (0, line)
+    with pytest.warns(FutureWarning, match="'gbmpo_l2kl' is now called 'gbmpo' with divergence: l2_kl"):
+        made = create_rl_trainer(file, algorithm="gbmpo_l2kl", batch_size=8)
+    assert (type(made).__name__, made.config.algo.divergence) == ("TRLGBMPOTrainer", "l2_kl")
+
+
+def test_the_trainers_have_their_names() -> None:
+    import aligntune.backends.trl as trl
+    import aligntune.backends.unsloth as unsloth
+
+    for name in ("GBMPO", "NeuralMirror", "MetaES"):
+        assert getattr(trl, f"TRL{name}Trainer").__name__ == f"TRL{name}Trainer"
+        assert getattr(unsloth, f"Unsloth{name}Trainer").__name__ == f"Unsloth{name}Trainer"
 
 
 def test_an_old_name_cannot_be_turned_into_another_divergence(tmp_path: Path) -> None:

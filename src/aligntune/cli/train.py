@@ -113,7 +113,9 @@ def build(file: str | None, overrides: list[str], keywords: dict[str, Any]) -> R
     from aligntune.core.config.io import notices
 
     raw = read_yaml(file) if file else {}
-    for notice in notices(raw):
+    given = dict(item.partition("=")[::2] for item in overrides)
+    named = given.get("algo.name") or given.get("algo") or keywords.get("algorithm")
+    for notice in notices({"algo": named} if named else raw):
         click.echo(f"note: {notice}", err=True)
     kind = _kind(raw, overrides, keywords, file)
     source: Any = file or ({"dataset": {}} if kind == "sft" else {"datasets": [{}]})

@@ -9,6 +9,7 @@ Backend and algorithm are strings; choosing imports neither TRL nor Unsloth.
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,7 +22,7 @@ from aligntune.core.arguments import trainer_arguments
 from aligntune.core.backend import BACKENDS, BackendType, TrainingType, get_backend
 from aligntune.core.config import RLConfig, RunConfig, SFTConfig, load_config
 from aligntune.core.config.aliases import keywords_to_keys
-from aligntune.core.config.io import effective, resolve
+from aligntune.core.config.io import effective, notices, resolve
 from aligntune.core.trainer import Trainer
 from aligntune.errors import AlignTuneError, ConfigurationError, EnvironmentError
 from aligntune.registry import nearest
@@ -136,6 +137,8 @@ def _create(kind: Kind, config: ConfigSource | None, keywords: dict[str, Any], s
             raise ConfigurationError(f"missing arguments: {', '.join(missing)}", hint="or give config=<file>")
     elif isinstance(config, Mapping) and not {"task", "algo"} & set(config):
         config = {**start, **config}
+    for notice in notices({"algo": keys.get("algo.name")}):
+        warnings.warn(notice, FutureWarning, stacklevel=3)
     loaded = load_config(config, keywords=keys)  # type: ignore[arg-type]
     return create_trainer(loaded, expect=kind)
 
