@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import policy
 import runs
 from aligntune.algorithms.gbmpo import MAP_FILE
 
@@ -24,6 +25,54 @@ CASES = {
 def trainer(case: str, model: Path, folder: Path, **changes: Any) -> Any:
     algo = {**CASES[case], "num_generations": 4, **changes.pop("algo", {})}
     return runs.trainer("grpo", model, folder, algo=algo, **changes)
+
+
+def objective(
+    name: str, weight: float, beta: float, loss_type: str, inputs: dict[str, Any], logps: Any, mirror: Any
+) -> Any:
+    """The whole loss from the paper's formula: clipped policy term, lambda D, beta k3, averaged as `loss_type` says."""
+    ratio, ref, mask = (
+        (logps - inputs["old_per_token_logps"]).exp(),
+        inputs["ref_per_token_logps"],
+        inputs["completion_mask"],
+    )
+    adv, p, q, delta = inputs["advantages"][:, None], logps.exp(), ref.exp(), logps - ref
+    kinds = {"prob_l2": (p - q) ** 2 / 2, "l2": delta**2 / 2, "generalized_kl": p * delta - p + q}
+    d = mirror.divergence(logps, ref) if name == "neural" else kinds[name.replace("2_kl", "2")]
+    token = weight * d + beta * ((-delta).exp() + delta - 1)
+    token = (token - (ratio * adv).minimum(ratio.clamp(0.8, 1.2) * adv)) * mask
+    if loss_type == "grpo":
+        return (token.sum(1) / mask.sum(1)).mean()
+    return token.sum() / (8 * 12 if loss_type == "dr_grpo" else mask.sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "loss_type"),
+    [
+        ("prob_l2", "grpo"),
+        ("prob_l2_kl", "dapo"),
+        ("l2", "bnpo"),
+        ("l2_kl", "grpo"),
+        ("generalized_kl", "dr_grpo"),
+        ("neural", "dapo"),
+    ],
+)
+def test_the_whole_loss_and_its_gradient_are_the_formula(
+    name: str, loss_type: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """On a batch that is off-policy, with completions of different lengths, in float64."""
+    from aligntune.algorithms.mirror_map import MirrorMap
+
+    own = {"algo__divergence": name, "algo__divergence_weight": 0.7, "algo__loss_type": loss_type}
+    own |= {"algo__beta": 0.3} if name.endswith("2_kl") else {}
+    hf = policy.library_trainer("gbmpo", tiny_model, tmp_path, **own, train__per_device_batch_size=8)
+    inputs = policy.rollout(hf)
+    found = hf.compute_loss(hf.model, inputs)
+    beta = 0.3 if name.endswith("2_kl") else 0.0
+    expected = objective(name, 0.7, beta, loss_type, inputs, policy.logps_of(hf, inputs), MirrorMap.random(3))
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
+    assert policy.close(policy.gradients(hf, found), policy.gradients(hf, expected))
+    assert hf.beta == (beta or 1.0)  # put back, so that the reference is scored again
 
 
 def forwards(case: str, model: Path, folder: Path, patch: pytest.MonkeyPatch) -> int:
@@ -144,3 +193,51 @@ def test_a_map_from_a_file_is_used_and_saved_beside_the_model(tiny_model: Path, 
         runs.logged(drawn.config.output_dir, "divergence")[1]
         != runs.logged(runs_of[0].config.output_dir, "divergence")[1]
     )
+
+
+# ---- the other backend ---------------------------------------------------------------------------------------------
+
+UNSLOTH = """
+    import runs
+    from pathlib import Path
+    result = {}
+    for case, algo in given["cases"].items():
+        folder = Path(given["folder"]) / case
+        trainer = runs.trainer("grpo", given["model"], folder, backend="unsloth", algo=algo, model__peft=given["peft"].get(case),
+                               train__save_steps=1, train__max_steps=2, train__learning_rate=1e-3)
+        trainer.train()
+        out = trainer.config.output_dir
+        result[case] = {key: runs.logged(out, key) for key in ("loss", "reward", "divergence", "kl", "grad_norm")}
+        result[case]["files"] = sorted(str(p.relative_to(out)) for p in Path(out).rglob("*.safetensors"))
+"""
+ADAPTED = {"prob_l2_lora": {"r": 4, "alpha": 8}}
+
+
+def test_the_unsloth_backend_trains_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    """Two steps and their checkpoints: equal losses, divergences and gradients up to rounding."""
+    from test_unsloth import INSTALLED, python
+
+    if not INSTALLED:
+        pytest.skip("unsloth is not installed")
+    cases = {c: {**CASES[c], "num_generations": 4, "divergence_weight": 5.0} for c in ("l2_kl", "neural")}
+    cases["prob_l2_lora"] = {**CASES["prob_l2"], "num_generations": 4, "divergence_weight": 5.0}
+    (tmp_path / "cwd").mkdir()
+    theirs = python(UNSLOTH, tmp_path / "cwd", model=tiny_model, folder=tmp_path / "unsloth", cases=cases, peft=ADAPTED)
+    for case, algo in cases.items():
+        ours = runs.trainer(
+            "grpo",
+            tiny_model,
+            tmp_path / case,
+            algo=algo,
+            model__peft=ADAPTED.get(case),
+            train__max_steps=2,
+            train__learning_rate=1e-3,
+        )
+        ours.train()
+        out = ours.config.output_dir
+        for key in ("loss", "reward", "divergence", "kl"):
+            first = 1 if case in ADAPTED else 2  # adapters begin at other random weights there
+            assert theirs[case][key][:first] == pytest.approx(runs.logged(out, key)[:first], abs=1e-5), (case, key)
+        assert theirs[case]["divergence"][1] > 0
+        assert any(name.startswith("checkpoint-2/") for name in theirs[case]["files"])
+    assert {"mirror/map.safetensors", "checkpoint-2/aligntune_state.safetensors"} <= set(theirs["neural"]["files"])
