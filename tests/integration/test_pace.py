@@ -235,7 +235,7 @@ WORKER = """
     from aligntune.algorithms.pace import PACE
     from aligntune.backends.trl.backend import TRLBackend
     from aligntune.core.rl.layer import layered
-    from aligntune.rewards import CompositeReward, get_reward_function
+    from aligntune.rewards import CompositeReward, get_reward_function, reward
     from aligntune.rewards.adapters import TRLReward
 
     model, folder = sys.argv[1:3]
@@ -245,7 +245,12 @@ WORKER = """
         report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1)
     args.num_generations = 2
     rows = Dataset.from_list([{"prompt": f"Say {i}"} for i in range(16)])
-    composite = CompositeReward([get_reward_function("length", min_words=2, max_words=3)])
+
+    @reward("even_bytes", range=(0, 1))
+    def even_bytes(text: str) -> float:
+        return sum(ord(c) % 2 == 0 for c in text) / len(text) if text else 0.0
+
+    composite = CompositeReward([get_reward_function("even_bytes")])
     hf = layered(trl.GRPOTrainer)(model=AutoModelForCausalLM.from_pretrained(model), args=args, train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(model), reward_funcs=[TRLReward(composite)])
     train = SimpleNamespace(per_device_batch_size=4, seed=3)
