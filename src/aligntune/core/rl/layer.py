@@ -108,7 +108,7 @@ def layered(base: type) -> type:
             """Connect the plugin; called once, after construction."""
             self.plugin = plugin
             self._seen: set[str] = set()
-            self._in_loss, self._policy_logps = False, None
+            self._in_loss, self._policy_logps, self._step_taken = False, None, False
             self.last_rewards: Any = None  # (N, F), of the latest generation
             plugin.trainer, plugin.config, plugin.backend = self, config, backend
             plugin.start()
@@ -183,13 +183,19 @@ def layered(base: type) -> type:
             return loss if added is None else loss + added / accumulation
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            if self._step_taken:  # the library's loop clears the gradients of the policy alone
+                self._clear_plugin_gradients()
             output = super().training_step(*args, **kwargs)
             self._check_hooks()
             if self.plugin.skip_update():
                 self.model.zero_grad(set_to_none=True)
-                for parameter in self.plugin.parameters():
-                    parameter.grad = None
+                self._clear_plugin_gradients()
+            self._step_taken = self.accelerator.sync_gradients
             return output
+
+        def _clear_plugin_gradients(self) -> None:
+            for parameter in self.plugin.parameters():
+                parameter.grad = None
 
         def _check_hooks(self) -> None:
             missed = [
@@ -235,16 +241,17 @@ def layered(base: type) -> type:
             return {f"{REFERENCE}{name}": weight for name, weight in reference.named_parameters()}
 
         def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-            super()._load_optimizer_and_scheduler(checkpoint)
             stateful, moves = type(self.plugin).state is not Plugin.state, self.args.sync_ref_model
-            if checkpoint is None or not (stateful or moves):
-                return
-            plain, tensors = (Path(checkpoint) / f"{STATE}.{kind}" for kind in ("json", "safetensors"))
-            if not plain.is_file():
+            needed = checkpoint is not None and (stateful or moves)
+            if needed and not (Path(checkpoint) / f"{STATE}.json").is_file():
                 raise TrainingError(
                     f"{checkpoint} holds no state of {type(self.plugin).__name__}",
                     hint="resume from a checkpoint that this algorithm wrote, or start anew",
                 )
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if not needed:
+                return
+            plain, tensors = (Path(checkpoint) / f"{STATE}.{kind}" for kind in ("json", "safetensors"))
             state = json.loads(plain.read_text(encoding="utf-8"))
             state |= load_file(tensors) if tensors.is_file() else {}
             for name, weight in self.accelerator.unwrap_model(self.ref_model).named_parameters() if moves else ():
