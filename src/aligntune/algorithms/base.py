@@ -199,11 +199,13 @@ ALIASES: dict[str, str] = {
     "gbmpo_l2kl": "gbmpo",
     "gbmpo_probl2": "gbmpo",
     "gbmpo_probl2kl": "gbmpo",
+    "distillation": "gkd",
     "metaes": "meta_es",
     "nmgrpo": "neural_mirror",
 }
 """Old names that scripts use, to today's; using one gives a line of notice."""
 ALIAS_PARAMETERS: dict[str, dict[str, Any]] = {
+    "distillation": {"lmbda": 0.0},
     "gbmpo_l2": {"divergence": "l2"},
     "gbmpo_l2kl": {"divergence": "l2_kl"},
     "gbmpo_probl2": {"divergence": "prob_l2"},

@@ -310,13 +310,31 @@ def _generate(model: Any, rows: list[list[int]], settings: Any, room: int) -> li
     return new
 
 
-def _decode(tokenizer: Any, rows: list[list[int]], eos: list[int] | None) -> list[Answer]:
-    """Cut each row behind its first end token and turn it into text."""
+def generate_ids(model: Any, rows: list[list[int]], settings: Any, room: int) -> list[list[int]]:
+    """New token ids of each row of prompt ids, the first end token included.
+
+    Args:
+        model: a causal language model, in the mode that it is to be sampled in.
+        rows: token ids of the prompts; they are padded on the left.
+        settings: of `sampling_settings`.
+        room: most new tokens.
+    """
+    return [ids for ids, _ in _cut(_generate(model, rows, settings, room), settings.eos_token_id)]
+
+
+def _cut(rows: list[list[int]], eos: list[int] | None) -> list[tuple[list[int], bool]]:
+    """Each row up to its first end token, and whether it has one."""
     ends = set(eos or ())
     cut = []
     for row in rows:
         length = next((i + 1 for i, token in enumerate(row) if token in ends), None)
         cut.append((row if length is None else row[:length], length is not None))
+    return cut
+
+
+def _decode(tokenizer: Any, rows: list[list[int]], eos: list[int] | None) -> list[Answer]:
+    """Cut each row behind its first end token and turn it into text."""
+    cut = _cut(rows, eos)
     texts = tokenizer.batch_decode([ids for ids, _ in cut], skip_special_tokens=True)
     return [Answer(text, len(ids), finished) for text, (ids, finished) in zip(texts, cut, strict=True)]
 
