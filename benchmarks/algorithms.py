@@ -34,10 +34,14 @@ BASELINE = {"prompt": "grpo", "preference": "dpo", "unpaired": "dpo", "prompt_co
 PARAMETERS = {
     "grpo, G = 8": {"name": "grpo"},
     "pace, G = 1": {"name": "pace", "num_generations": 1},
+    "counterfactual_grpo": {"name": "counterfactual_grpo", "answer_markers": [" "]},
+    "counterfactual_grpo, no spans": {"name": "counterfactual_grpo", "mode": "uniform"},
     "gbmpo prob_l2": {"name": "gbmpo", "divergence": "prob_l2"},
     "gbmpo l2_kl": {"name": "gbmpo", "divergence": "l2_kl"},
 }
-"""Further rows of the table beside each algorithm's defaults."""
+"""Further rows of the table beside each algorithm's defaults, or in their place. The base model writes no `####`; a
+space is the marker that its running sums have. The cost of a span is the difference of the two rows of counterfactual
+GRPO, divided by `counterfactual/forward_rows`."""
 LEFT_OUT = ("meta_es",)
 
 
