@@ -90,7 +90,7 @@ class Tracker:
         """The share of the past that is kept, for the drift D; None is a first visit."""
         if moved is None:
             return self.rho_max
-        return min(max(2.0 ** (-moved / self.d_half), self.rho_min), self.rho_max)
+        return min(max(math.exp2(-moved / self.d_half), self.rho_min), self.rho_max)
 
     def update(
         self, key: bytes, reward: float, moved: float | None, ids: Sequence[int], logps: Sequence[float]
