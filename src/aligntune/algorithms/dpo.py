@@ -49,7 +49,7 @@ def conservative(smoothing: float) -> float:
 class DPO(Referenced):
     """Learn from pairs of a chosen and a rejected answer."""
 
-    loss_type: LossType | Annotated[list[LossType], MinLen(1)] = "sigmoid"
+    loss_type: LossType | list[LossType] = "sigmoid"
     """The loss on h, or several that are added; `sigmoid` is the paper's, the others are those of TRL's DPOTrainer."""
     loss_weights: Annotated[list[NonNegativeFloat], MinLen(1)] | None = None
     """A factor for each of several losses; None is 1 for each (TRL)."""
@@ -159,6 +159,8 @@ class DPO(Referenced):
         others = [name for name in losses if name not in DIFFERENCE]
         unweighted = [name for name in losses if name in (*SORTED, "sft")]
         found = []
+        if not losses:
+            found.append(("loss_type", "is empty; name at least one loss"))
         if len(set(losses)) < len(losses):
             found.append(("loss_type", "names a loss twice; raise its weight in loss_weights instead"))
         if weights is not None and len(weights) != len(losses):

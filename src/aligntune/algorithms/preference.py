@@ -103,7 +103,8 @@ def check_vocabulary(config: Any, trainer: Any) -> None:
     Raises:
         ValidationError: names one token that the two number differently.
     """
-    loader = import_attribute("aligntune.utils.model_loader:ModelLoader")(config.model, training=False)
+    make = import_attribute("aligntune.utils.model_loader:ModelLoader")
+    loader = make(config.model, training=False, seed=config.train.seed)
     theirs, ours = loader.load_tokenizer().get_vocab(), trainer.tokenizer.get_vocab()
     if theirs == ours:
         return
