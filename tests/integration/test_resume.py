@@ -66,6 +66,38 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert [a["status"] for a in manifest["attempts"]] == ["interrupted"]
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("grpo", {}),
+        ("grpo", {"beta": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 2}),
+        ("grpo", {"entropy_coef": 0.1, "use_adaptive_entropy": True, "entropy_target": 5.0}),
+        ("dapo", {"mask_truncated_completions": False}),
+        ("rloo", {}),
+        ("reinforce_pp", {}),
+    ],
+)
+def test_policy_optimisation_resumes_in_a_later_epoch(
+    name: str, options: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Three prompts are one epoch, so step 4 stands in the second; every epoch has an order of its own."""
+    changes = {
+        "algo": {"name": name, "num_generations": 4, **options},
+        "datasets__0__max_samples": 3,
+        "train__max_steps": 8,
+        "train__save_steps": 4,
+    }
+    straight = runs.trainer("grpo", tiny_model, tmp_path / "straight", **changes)
+    straight.train()
+    folder = Path(straight.config.output_dir)
+    resumed = runs.trainer("grpo", tiny_model, tmp_path / "resumed", **changes)
+    resumed.train(resume=str(folder / "checkpoint-4"))
+    assert runs.same_weights(folder, resumed.config.output_dir)
+    for metric in ("loss", "reward", "entropy", "kl"):
+        assert runs.logged(resumed.config.output_dir, metric) == runs.logged(folder, metric)[4:], metric
+    assert runs.logged(folder, "reward") != [0.0] * 8
+
+
 def test_rollouts_of_a_resumed_run_stand_once(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

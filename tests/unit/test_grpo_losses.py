@@ -208,3 +208,18 @@ def test_finite_differences_of_the_dapo_loss(trainers: Any) -> None:
                 values.append(hf.compute_loss(hf.model, inputs).item())
                 weight[i] -= sign * step
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(gradient[i].item(), rel=1e-2, abs=1e-5)
+
+
+@pytest.mark.parametrize("option", [{"algo__entropy_coef": 0.5}, {"algo__top_entropy_quantile": 0.5}])
+def test_terms_that_are_means_of_one_micro_batch_do_depend_on_its_size(
+    option: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    found = []
+    for micro in (8, 2):
+        batch = {"train__per_device_batch_size": micro, "train__gradient_accumulation_steps": 8 // micro}
+        hf = policy.library_trainer("dapo", tiny_model, tmp_path / str(micro), **batch, **option)
+        inputs = policy.rollout(hf, 3)
+        starts = range(0, 8, micro)
+        loss = sum(hf.compute_loss(hf.model, policy.part(inputs, slice(i, i + micro))) for i in starts)
+        found.append(policy.gradients(hf, loss))
+    assert not policy.close(found[0], found[1], 1e-5)
