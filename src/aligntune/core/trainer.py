@@ -31,7 +31,7 @@ from aligntune.core.evaluation import evaluate_model, sample_answers
 from aligntune.core.isolation import no_telemetry
 from aligntune.core.saving import Checkpoint, find_checkpoint
 from aligntune.core.state import TrainingState, TrainResult
-from aligntune.core.watch import refuse_broken_weights, watch
+from aligntune.core.watch import refuse_broken_weights, tell_counts, watch
 from aligntune.errors import ConfigurationError, TrainingError
 from aligntune.registry import import_attribute
 from aligntune.utils.allocation import patient_collector, settled_objects, steady_heap
@@ -253,6 +253,7 @@ class Trainer:
         with stop.listening():
             with patient_collector():
                 self._hf = self._build(stop, progress)
+            tell_counts(self)
             if self._hf.args.device.type == "cpu":
                 steady_heap()
             try:

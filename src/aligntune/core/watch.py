@@ -5,7 +5,8 @@ the last good step: the loss of every micro-batch, and the norm of every gradien
 where all trained weights are finite (`refuse_broken_weights`), so the newest checkpoint is always a good one.
 
 `TokenCount` carries `num_tokens`, which TRL's SFT, DPO, KTO and reward trainers start at 0 again in a resumed run, in
-the checkpoint's own `trainer_state.json` (`num_input_tokens_seen`, which these trainers leave unused).
+the checkpoint's own `trainer_state.json` (`num_input_tokens_seen`, which these trainers leave unused); `tell_counts`
+writes the true numbers of rows and sequences into the manifest.
 
 >>> watch(hf, trainer)
 >>> hf.train()
@@ -152,5 +153,23 @@ class TokenCount:
 
     def keep(self, state: Any) -> None:
         """Put the present count where the next checkpoint will have it."""
-        if count := getattr(self.hf, OWN_COUNT, 0):
-            state.num_input_tokens_seen = int(count)
+        # GRPO and RLOO have the attribute too, leave it as it is, and count in the state themselves.
+        state.num_input_tokens_seen = max(int(getattr(self.hf, OWN_COUNT, 0)), int(state.num_input_tokens_seen))
+
+
+def tell_counts(trainer: Trainer) -> None:
+    """Write into the manifest how many rows the run has, and how many sequences the library has made of them.
+
+    Rows that were left out on the way to the trainer are named in the data set's own notes; one that the library drops
+    after that is told here.
+    """
+    rows, made = trainer._train_rows().dataset, trainer._hf.train_dataset
+    if not hasattr(made, "__len__"):  # a stream has no number of rows
+        return
+    counts = {"rows": len(rows), "sequences": len(made)}
+    if getattr(trainer.config.algorithm, "packing", False):
+        limit = trainer.config.model.max_seq_length
+        trainer._tell([f"{len(rows)} rows are packed into {len(made)} sequences of at most {limit} tokens"])
+    elif len(made) < len(rows):
+        trainer._tell([f"the training library left out {len(rows) - len(made)} of {len(rows)} rows"])
+    trainer._run.update_manifest({"training_data": counts, "notes": trainer.notes})

@@ -137,7 +137,7 @@ def set_key(raw: dict[str, Any], dotted: str, value: Any) -> None:
         ConfigurationError: the path leads through a value that is neither a mapping nor a list.
     """
     *parents, last = dotted.split(".")
-    if dotted in _EITHER and isinstance(raw.get("train"), dict):  # the length is one choice: the later one wins
+    if dotted in _EITHER and value is not None and isinstance(raw.get("train"), dict):  # the later of the two wins
         raw["train"].pop(_EITHER[dotted], None)
     node: Any = raw
     for part in parents:
