@@ -110,7 +110,7 @@ class DPO(Referenced):
 
     def trainer_type(self, base: type) -> type:
         keeping = "aligntune.core.rl.pairs:keeping_reference"
-        return import_attribute(keeping)(base) if self.sync_ref_model else base  # type: ignore[no-any-return]
+        return import_attribute(keeping)(base) if self.sync_ref_model else base
 
     def trainer_kwargs(self, trainer: Any) -> dict[str, Any]:
         if self.reference_free:

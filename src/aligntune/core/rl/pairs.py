@@ -90,7 +90,7 @@ def halves(both: Answers) -> tuple[Answers, Answers]:
 def without_reference(base: type) -> type:
     """`base`, which is DPOTrainer or what a backend has put in its place, with the loss of a `ReferenceFree`."""
 
-    class WithoutReference(base):  # type: ignore[misc, valid-type]
+    class WithoutReference(base):  # type: ignore[misc]
         """See `without_reference`; `params` is set after construction."""
 
         params: ReferenceFree
@@ -151,7 +151,7 @@ def keeping_reference(base: type) -> type:
     """`base` with the reference model in its checkpoints, so that a run whose reference moves can be resumed."""
     from safetensors.torch import load_file, save_file
 
-    class KeepingReference(base):  # type: ignore[misc, valid-type]
+    class KeepingReference(base):  # type: ignore[misc]
         """See `keeping_reference`."""
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
