@@ -192,6 +192,7 @@ class PacePlugin(Plugin):
         self.params = params
         self.tracker = Tracker(params.rho_min, params.rho_max, params.d_half)
         self.keys: list[bytes] = []
+        self.prompts = 0  # different ones among them
         self.range = (0.0, 1.0)
         self.generations = 0
         self.snapshot: list[float] = []
@@ -201,6 +202,7 @@ class PacePlugin(Plugin):
     def start(self) -> None:
         data = self.trainer.train_dataset
         self.keys = [prompt_key(prompt) for prompt in data["prompt"]]
+        self.prompts = len(set(self.keys))
         self.range = reward_range(self.trainer.reward_funcs[0].composite)
         if self.params.offline_estimate is not None:
             self.tracker.priors = offline_priors(self.params.offline_estimate, data)
@@ -265,7 +267,10 @@ class PacePlugin(Plugin):
         return reward if math.isnan(reward) else min(max(reward, 0.0), 1.0)  # sums may be off by a rounding
 
     def _looks(self, keys: list[bytes], out: dict[str, Any]) -> list[tuple[bytes, Any]]:
-        """(key, (drift, new ids, their log-probabilities)) of the prompts whose last row stands on this process."""
+        """(key, (drift, new ids, their log-probabilities)) of the prompts whose last row stands on this process.
+
+        The drift is None on a first visit, and where the visit before left no token in the loss to measure it on.
+        """
         count = len(self.rows)
         first = self.trainer.accelerator.process_index * count
         mine = {key: i - first for i, key in enumerate(keys)}  # the last row of each key wins
@@ -289,7 +294,7 @@ class PacePlugin(Plugin):
     def _report(self, before: list[float], moved: dict[bytes, float | None]) -> None:
         drifts = [d for d in moved.values() if d is not None]
         self.log("pace/value", math.fsum(before) / len(before))
-        self.log("pace/visited", len(self.tracker.beliefs) / len(set(self.keys)))
+        self.log("pace/visited", len(self.tracker.beliefs) / self.prompts)
         if moved:
             self.log("pace/rho", math.fsum(map(self.tracker.rho, moved.values())) / len(moved))
             self.log("pace/revisits", len(drifts) / len(moved))

@@ -76,8 +76,10 @@ def _section_schema(cls: type) -> dict[str, Any]:
             if field.name in docs:
                 shown["description"] = " ".join(docs[field.name].split())
             default = field.default
-            if isinstance(default, FieldInfo) and default.default_factory in (list, dict):
-                shown["default"] = default.default_factory()  # type: ignore[call-arg, misc]
+            if isinstance(default, FieldInfo) and default.default_factory is not None:
+                made = default.default_factory()  # type: ignore[call-arg]
+                if isinstance(made, (list, dict)):
+                    shown["default"] = made
     return built
 
 
