@@ -20,11 +20,11 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from enum import Enum
-from functools import cache
+from functools import cache, wraps
 from itertools import pairwise
 from typing import Any, Final, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 C = TypeVar("C")
@@ -48,11 +48,27 @@ UNSET: Final = _Unset.UNSET
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(Field, dataclasses.field))
 def section(cls: type[C]) -> type[C]:
-    """Turn a class into a configuration section: keyword-only, strict about keys, documented."""
+    """Turn a class into a configuration section: keyword-only, strict about keys, documented.
+
+    Its constructor raises `ConfigurationError` with every fault, in the words that a file's faults have.
+    """
     config = ConfigDict(
         extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, arbitrary_types_allowed=True
     )
-    return pydantic_dataclass(cls, config=config, kw_only=True)  # type: ignore[return-value]
+    built: Any = pydantic_dataclass(cls, config=config, kw_only=True)
+    construct = built.__init__
+
+    @wraps(construct)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            construct(self, *args, **kwargs)
+        except ValidationError as e:
+            from aligntune.core.config.io import construction_error  # it builds on this module
+
+            raise construction_error(type(self), kwargs, e) from e
+
+    built.__init__ = __init__
+    return built  # type: ignore[no-any-return]
 
 
 @cache

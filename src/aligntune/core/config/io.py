@@ -52,13 +52,27 @@ def _validate(cls: type, raw: Any, prefix: str = "") -> tuple[Any, list[Fault]]:
     try:
         return TypeAdapter(cls).validate_python(raw), []
     except PydanticError as e:
-        faults: dict[str, str] = {}
-        for error in e.errors(include_url=False):
-            path, sentence = _fault(cls, error)
-            faults.setdefault(f"{prefix}{path}", sentence)
-        return None, list(faults.items())
+        return None, _all_faults(cls, e, prefix)
     except ConfigurationError as e:
         return None, [(prefix.rstrip("."), f"{e.message}; {e.hint}" if e.hint else e.message)]
+
+
+def _all_faults(cls: type, e: PydanticError, prefix: str = "") -> list[Fault]:
+    faults: dict[str, str] = {}
+    for error in e.errors(include_url=False):
+        path, sentence = _fault(cls, error)
+        faults.setdefault(f"{prefix}{path}", sentence)
+    return list(faults.items())
+
+
+def construction_error(cls: type, given: Mapping[str, Any], e: PydanticError) -> ConfigurationError:
+    """What is wrong with the arguments of a section's class, in the words that a file's faults have."""
+    where = f"{cls.__name__}(...)"
+    if issubclass(cls, RunConfig):
+        name = "algo" if getattr(cls, "kind", None) == "rl" else "task"
+        if name in given and (faults := _read(cls, name, given)[1]):
+            return _error(faults, where)
+    return _error(_all_faults(cls, e), where)
 
 
 def _fault(cls: type, error: Any) -> tuple[str, str]:
@@ -130,12 +144,11 @@ def build_config(source: Mapping[str, Any], where: str = "") -> RLConfig | SFTCo
     Raises:
         ConfigurationError: with every fault: unknown keys, wrong types, contradictions, keys without effect.
     """
-    raw: dict[str, Any] = copy_plain(source)
     given: dict[str, Any] = copy_plain(source)
-    present = [k for k in ("algo", "task") if k in raw]
+    present = [k for k in ("algo", "task") if k in given]
     if len(present) != 1:
         both = "both `algo` and `task`" if present else "neither `algo` nor `task`"
-        extra = "" if present else _stray(raw)
+        extra = "" if present else _stray(given)
         raise _error(
             [
                 (
@@ -148,6 +161,17 @@ def build_config(source: Mapping[str, Any], where: str = "") -> RLConfig | SFTCo
         )
     section_name = present[0]
     cls: type[RLConfig] | type[SFTConfig] = RLConfig if section_name == "algo" else SFTConfig
+    config, faults = _read(cls, section_name, given)
+    if faults:
+        raise _error(faults, where)
+    explicit = {path for path, _ in _leaves(given)}
+    resolved: RLConfig | SFTConfig = resolve(config, explicit=explicit, where=where)
+    return resolved
+
+
+def _read(cls: Any, section_name: str, given: Mapping[str, Any]) -> tuple[Any, list[Fault]]:
+    """The configuration of plain values, or all their faults: those of the algorithm's section and of the others."""
+    raw = dict(given)
     faults: list[Fault] = []
     stand_in = None
     try:
@@ -165,11 +189,7 @@ def build_config(source: Mapping[str, Any], where: str = "") -> RLConfig | SFTCo
     faults += more
     if config is not None:
         faults += _coerced(given, config)
-    if faults:
-        raise _error(faults, where)
-    explicit = {path for path, _ in _leaves(given)}
-    resolved: RLConfig | SFTConfig = resolve(config, explicit=explicit, where=where)
-    return resolved
+    return config, faults
 
 
 def _coerced(given: Any, built: Any, prefix: str = "") -> Iterable[Fault]:
