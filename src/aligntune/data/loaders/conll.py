@@ -15,6 +15,7 @@ without tags are not handled.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -69,7 +70,7 @@ class CoNLLLoader(FileLoader):
 
 def _cells(line: str, tab: str | None) -> list[str]:
     """The line's columns. A tab at the end of a line is no empty column."""
-    return [cell.strip() for cell in line.rstrip().split(tab)] if tab else line.split()
+    return [cell.strip() for cell in line.rstrip().split(tab)] if tab else re.split(" +", line.strip())
 
 
 def _is_comment(line: str, cells: list[str]) -> bool:
