@@ -33,9 +33,6 @@ class Alone:
     def gather(self, values: Any) -> Any:
         return values
 
-    def unwrap_model(self, model: Any) -> Any:
-        return model
-
 
 class Arithmetic:
     """A backend whose log-probabilities are arithmetic on the tokens so far, plus `shift` for each token.
@@ -143,10 +140,60 @@ def _search(config: Any) -> Any:
     return [members, first, [search.rate(i) for i in turns], search.params.workers, search.params.mirror_path]
 
 
+def _pairs(config: Any) -> Any:
+    """The loss of two pairs, one of which has no order."""
+    import torch
+
+    plugin = attached(config.algo.plugin(config), config, [{"prompt": "Q:"}])
+    plugin.trainer.accelerator.gather = lambda values: values
+    sign = torch.tensor([-1.0, 1.0, 0.0, 0.0])
+    inputs = {
+        "ref_per_token_logps": torch.zeros(4, 2),
+        "completion_mask": torch.ones(4, 2),
+        "pair_sign": sign,
+        "pair_weight": sign.abs(),
+    }
+    return float(plugin.batch_loss(torch.tensor([[-1.0, -2.0], [-0.5, -1.2], [-1.0, -1.0], [0.0, -1.0]]), inputs))
+
+
+def _rounds(config: Any) -> Any:
+    """The rounds, and how each samples."""
+    from aligntune.core.rl.spin import plan, sampling
+
+    return [[vars(part), sampling(config, part.seed)] for part in plan(config)]
+
+
+def _distillation(config: Any) -> Any:
+    """The divergence of a token, how many of 50 batches the student answers, and where answers come from."""
+    import random
+
+    import torch
+
+    from aligntune.core.rl.distill import answer_room, distilling, divergence
+    from aligntune.eval.generation import sampling_options
+
+    algo = config.algo
+    trainer: Any = distilling(object)()
+    trainer.attach(algo, config, "teacher")
+    trainer.model, trainer.accelerator = "student", SimpleNamespace(unwrap_model=lambda model: model)
+    trainer._metrics = {"train": defaultdict(list)}
+    trainer._sampled = lambda batch, model: model
+    state = random.getstate()
+    random.seed(0)
+    givers = [trainer._answered("data") for _ in range(50)]
+    random.setstate(state)
+    token = divergence(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[2.0, 0.0, 0.0]]), algo.beta, algo.temperature)
+    teacher = vars(algo.teacher_config(config))
+    return [token.tolist(), givers, teacher, sampling_options(config.generation), answer_room(config, 40)]
+
+
 OUTPUTS: dict[str, Callable[[Any], Any]] = {
     "counterfactual_grpo": _weights,
     "gbmpo": _divergence,
+    "gkd": _distillation,
     "meta_es": _search,
     "neural_mirror": _divergence,
+    "online_dpo": _pairs,
     "pace": _beliefs,
+    "spin": _rounds,
 }

@@ -38,7 +38,7 @@ def in_batches(
     batches = [list(jobs[i : i + size]) for i in range(0, len(jobs), size)]
     accelerator = plugin.trainer.accelerator
     rounds = int(accelerator.gather(torch.tensor([len(batches)], device=accelerator.device)).max())
-    model = accelerator.unwrap_model(plugin.trainer.model)
+    model = plugin.trainer.model  # as TRL scores: the bare module, or the sharded one, which must be entered whole
     scores: list[Score] = []
     was_training = model.training
     model.eval()
