@@ -184,7 +184,7 @@ def test_weights_change_the_policy_term_and_never_the_kl_term(tiny_model: Path, 
 ON_UNSLOTH = """
     from pathlib import Path
     import runs
-    from test_pace import trainer
+    from test_pace_runs import trainer
 
     result = {}
     for name in ("pace", "counterfactual_grpo"):
