@@ -1,0 +1,533 @@
+"""`SafeCodeExecutor`: run programs that nobody has read, and judge them where they cannot reach.
+
+    with SafeCodeExecutor() as sandbox:
+        result = sandbox.run_tests("def add(a, b):\\n    return a + b", ["assert add(1, 2) == 3"])
+        result.verdict, result.passed, result.total          # "passed", 1, 1
+
+Two clean interpreters stand ready. The zygote forks one locked process for each program (`zygote`, `lockdown`); it
+has never seen tests, tokens or this package. The grader forks one process for each program's tests (`grader`), where
+the program's functions are proxies and results cross as plain values (`wire`). So no exit code, print, patched
+builtin or clever object decides a verdict.
+
+Levels, found by trying hostile acts: `full` (namespaces, landlock, seccomp, no capabilities, limits), `strong` (without
+namespaces), `weak` (limits only). `require` is the least that is accepted.
+
+Source: the design and the 91 hostile programs of the project's measurements; landlock(7), seccomp(2). It is no proof:
+kernel bugs, side channels and timing are out of its reach.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from aligntune import errors
+from aligntune.grading.sandbox import wire
+
+Level = Literal["full", "strong", "weak"]
+Verdict = Literal["passed", "failed", "error", "timeout", "refused"]
+LEVELS: tuple[Level, ...] = ("weak", "strong", "full")
+MAX_SOURCE = 150_000
+"""Characters of a program; a longer one is refused as a wrong one."""
+MUST_BE_DENIED = {
+    "weak": (),
+    "strong": (
+        "open a socket",
+        "read /etc/passwd",
+        "read the parent's environment",
+        "write a file",
+        "start a process",
+        "signal the parent",
+    ),
+}
+MUST_BE_DENIED["full"] = (*MUST_BE_DENIED["strong"], "see the parent")
+STARTUP = 30.0
+_executors: weakref.WeakSet[SafeCodeExecutor] = weakref.WeakSet()
+
+
+class SandboxUnavailable(errors.EnvironmentError):
+    """This system cannot isolate programs as strongly as required."""
+
+
+class TimeoutException(errors.TrainingError):
+    """A program outlived its deadline; raised only where the caller asked for exceptions (`CodeResult.check`)."""
+
+
+@dataclass(frozen=True)
+class CodeResult:
+    """What became of a program.
+
+    Attributes:
+        verdict: `passed` (every test), `failed` (a test does not hold, or raised), `error` (it does not parse or load,
+            or ended), `timeout`, or `refused` (too long, or it broke the protocol).
+        passed: tests that hold.
+        total: tests.
+        detail: the first reason, at most 300 characters; from the program's own words, so never a verdict.
+        seconds: wall time.
+    """
+
+    verdict: Verdict
+    passed: int
+    total: int
+    detail: str
+    seconds: float
+
+    def check(self) -> CodeResult:
+        """The result itself.
+
+        Raises:
+            TimeoutException: the verdict is `timeout`.
+        """
+        if self.verdict == "timeout":
+            raise TimeoutException(f"the program did not end in time: {self.detail}", hint="raise timeout")
+        return self
+
+
+class _Server:
+    """One of the two interpreters, and the socket to it."""
+
+    def __init__(self, script: str, arguments: list[str], options: list[str]) -> None:
+        self.command = [sys.executable, *options, str(Path(__file__).with_name(script))]
+        self.arguments = arguments
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._owner = 0
+
+    def submit(self, job: dict[str, Any], handles: Sequence[int]) -> _Child:
+        """Start a job; the descriptors stay the caller's to close.
+
+        Raises:
+            errors.EnvironmentError: the interpreter does not start, or cannot fork.
+        """
+        data = json.dumps(job).encode("utf-8", "surrogatepass")
+        reading, writing = os.pipe()
+        try:
+            with self._lock:
+                answer, carried = self._ask(data, [*handles, writing])
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        if "error" in answer:
+            os.close(reading)
+            raise errors.EnvironmentError(f"the sandbox cannot start a process: {answer['error']}", hint="free memory")
+        return _Child(answer["pid"], carried[0] if carried else None, reading)
+
+    def _ask(self, data: bytes, handles: list[int]) -> tuple[dict[str, Any], list[int]]:
+        for attempt in (1, 2):
+            if self._process is None or self._process.poll() is not None or self._owner != os.getpid():
+                self._start()
+            assert self._socket is not None
+            try:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", handles))]
+                self._socket.sendmsg([len(data).to_bytes(4, "big")], rights)
+                self._socket.sendall(data)
+                return self._answer()
+            except (OSError, EOFError) as error:
+                self.stop()
+                if attempt == 2:
+                    raise errors.EnvironmentError(
+                        f"the sandbox's process ended: {error}", hint=f"run: {' '.join(self.command)} 0"
+                    ) from error
+        raise AssertionError
+
+    def _answer(self) -> tuple[dict[str, Any], list[int]]:
+        assert self._socket is not None
+        data, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(4))
+        if not data:
+            raise EOFError("no answer")
+        carried: list[int] = []
+        for _, kind, raw in ancillary:
+            if kind == socket.SCM_RIGHTS:
+                values = array.array("i")
+                values.frombytes(raw)
+                carried += values
+        return json.loads(data), carried
+
+    def _start(self) -> None:
+        if os.name != "posix":
+            raise SandboxUnavailable("the code sandbox needs Linux or macOS", hint="on Windows, run in WSL")
+        if self._owner == os.getpid():
+            self.stop()
+        ours, theirs = socket.socketpair()
+        ours.settimeout(STARTUP)
+        command = [*self.command, str(theirs.fileno()), *self.arguments]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={"LC_ALL": "C.UTF-8"},
+            cwd="/",
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+        theirs.close()
+        self._socket, self._owner = ours, os.getpid()
+        try:
+            hello = ours.recv(100)
+        except TimeoutError:
+            hello = b""
+        if not hello:
+            self.stop()
+            raise errors.EnvironmentError("the sandbox's interpreter did not start", hint=f"run: {' '.join(command)}")
+
+    def stop(self) -> None:
+        """End the interpreter and reap it."""
+        process, self._process = self._process, None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if process is not None and self._owner == os.getpid():
+            process.kill()
+            process.wait()
+
+
+class _Child:
+    """A process that a server forked: it is ended here, and its status comes over a pipe."""
+
+    def __init__(self, pid: int, pidfd: int | None, status: int) -> None:
+        self.pid, self._pidfd, self._status = pid, pidfd, status
+
+    def status(self, seconds: float) -> int | None:
+        """Exit status (128 + n for signal n), waited for so long; None while it runs."""
+        if not select.select([self._status], [], [], max(seconds, 0.0))[0]:
+            return None
+        data = os.read(self._status, 1)
+        return data[0] if data else 255
+
+    def end(self) -> None:
+        """Kill it, whatever it does, and close what belongs to it."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            else:
+                os.kill(self.pid, signal.SIGKILL)
+        for handle in (self._pidfd, self._status):
+            if handle is not None:
+                os.close(handle)
+
+
+class SafeCodeExecutor:
+    """Runs and judges Python programs; safe to use from several threads.
+
+    Args:
+        require: the least isolation that is accepted; `weak` protects nothing but memory and time.
+        level: the isolation to use; None takes the strongest that this system offers.
+        timeout: seconds for a program and all its tests.
+        memory_mb: megabytes that a program may take beyond the interpreter's own.
+
+    Raises:
+        SandboxUnavailable: on first use, where the system offers less than `require`.
+        errors.ConfigurationError: `level` is below `require`.
+    """
+
+    def __init__(
+        self,
+        *,
+        require: Level = "strong",
+        level: Level | None = None,
+        timeout: float = 5.0,
+        memory_mb: int = 512,
+    ) -> None:
+        if level is not None and LEVELS.index(level) < LEVELS.index(require):
+            raise errors.ConfigurationError(
+                f"level {level} is below the required {require}", hint=f"set require={level!r} to accept it"
+            )
+        self.require, self.timeout, self.memory_mb = require, timeout, memory_mb
+        self._wanted: Level | None = level
+        self._level: Level | None = None
+        self._lock = threading.Lock()
+        self._programs: _Server | None = None
+        self._graders = _Server("grader.py", [], ["-I"])
+        _executors.add(self)
+
+    # ---- isolation -------------------------------------------------------------------------------------------------
+
+    @property
+    def level(self) -> Level:
+        """The isolation in use, settled on first use.
+
+        Raises:
+            SandboxUnavailable: the system offers less than required.
+        """
+        with self._lock:
+            if self._level is None:
+                self._settle()
+            assert self._level is not None
+            return self._level
+
+    def _settle(self) -> None:
+        tried: list[str] = []
+        choices = [self._wanted] if self._wanted else [lv for lv in reversed(LEVELS) if self._enough(lv)]
+        for level in choices:
+            server = _Server("zygote.py", [level], ["-I", "-S"])
+            open_doors = _probe(server, level)
+            if not open_doors:
+                self._programs, self._level = server, level
+                return
+            server.stop()
+            tried.append(f"{level}: {', '.join(open_doors)}")
+        raise SandboxUnavailable(
+            f"this system does not isolate programs as required ({self.require}); a test program could: "
+            + "; ".join(tried),
+            hint="use Linux 5.13 or newer with landlock and seccomp, or accept weak isolation by name: require='weak'",
+        )
+
+    def _enough(self, level: Level) -> bool:
+        return LEVELS.index(level) >= LEVELS.index(self.require)
+
+    def describe(self) -> dict[str, str]:
+        """The level in use, and what a test program was denied and allowed at it."""
+        level = self.level
+        assert self._programs is not None
+        return {"level": level, **_acts(self._programs)}
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+
+    def run_tests(
+        self,
+        program: str,
+        tests: Sequence[str],
+        *,
+        entry_point: str | None = None,
+        setup: str = "",
+        check: bool = False,
+        timeout: float | None = None,
+    ) -> CodeResult:
+        """Run tests against the functions of a program.
+
+        Args:
+            program: source text, not trusted.
+            tests: source texts, trusted; each counts as one (`assert f(1) == 2`).
+            entry_point: the function under test, called `candidate` in the tests too.
+            setup: trusted source that runs before the tests (imports).
+            check: the tests define `check(candidate)`, which is then called (HumanEval).
+            timeout: seconds, in place of the executor's.
+        """
+        seconds = timeout or self.timeout
+        started = time.monotonic()
+        refused = self._refuse(program, len(tests))
+        if refused:
+            return refused
+        job = {"tests": list(tests), "entry_point": entry_point, "setup": setup, "check": check, "seconds": seconds}
+        with contextlib.ExitStack() as stack:
+            ours, theirs = socket.socketpair()
+            child = self._child("call", program, seconds, [theirs.fileno()], stack, theirs)
+            reading, writing = os.pipe()
+            stack.callback(os.close, reading)
+            try:
+                grader = self._graders.submit(job, [ours.fileno(), writing])
+            finally:
+                os.close(writing)
+                ours.close()
+            stack.callback(grader.end)
+            try:
+                verdict = wire.receive(reading, started + seconds + 1.0)
+            except (EOFError, wire.WireError):
+                verdict = {"passed": 0, "reason": "raised", "detail": "the tests ended their process"}
+            except TimeoutError:
+                verdict = {"passed": 0, "reason": "timeout", "detail": "the tests did not end in time"}
+            if verdict["reason"] == "died" and (status := child.status(0.2)) is not None:
+                verdict = _died(verdict, status)
+        return _result(verdict, len(tests), time.monotonic() - started)
+
+    def run_script(self, program: str, cases: Sequence[tuple[str, str]], *, timeout: float | None = None) -> CodeResult:
+        """Run a program once for each case, with text on standard input, and compare all of its standard output.
+
+        Equal means: the same lines, white space at their ends and empty lines at the end aside. A program must also end
+        by itself, with status 0.
+
+        Args:
+            program: source text, not trusted; it runs as `__main__`.
+            cases: (input, expected output) pairs.
+            timeout: seconds for each case, in place of the executor's.
+        """
+        started = time.monotonic()
+        refused = self._refuse(program, len(cases))
+        if refused:
+            return refused
+        passed, first = 0, ("", "")
+        for number, (given, expected) in enumerate(cases, start=1):
+            reason, detail = self._case(program, given, expected, timeout or self.timeout)
+            passed += not reason
+            if reason and not first[0]:
+                first = (reason, f"case {number}: {detail}")
+        verdict = {"passed": passed, "reason": first[0], "detail": first[1]}
+        return _result(verdict, len(cases), time.monotonic() - started)
+
+    def _case(self, program: str, given: str, expected: str, seconds: float) -> tuple[str, str]:
+        deadline = time.monotonic() + seconds
+        most = 4 * len(expected.encode("utf-8", "replace")) + 65_536
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(tempfile.TemporaryFile())
+            source.write(given.encode("utf-8", "replace"))
+            source.seek(0)
+            reading, writing = os.pipe()
+            stack.callback(os.close, reading)
+            child = self._child("script", program, seconds, [source.fileno(), writing], stack, writing)
+            output = b""
+            while select.select([reading], [], [], max(deadline - time.monotonic(), 0))[0]:
+                part = os.read(reading, 65_536)
+                if not part:
+                    break
+                output += part
+                if len(output) > most:
+                    return "wrong", f"more than {most} bytes of output"
+            status = child.status(deadline - time.monotonic())
+        if status is None:
+            return "timeout", f"no end within {seconds:g} s"
+        if status:
+            return "died", f"it ended with status {status}"
+        same = _lines(output.decode("utf-8", "replace")) == _lines(expected)
+        return ("", "") if same else ("wrong", "another output")
+
+    def parses(self, program: str) -> CodeResult:
+        """Whether a program is Python; parsed in a locked process, because some texts bring the parser down."""
+        started = time.monotonic()
+        refused = self._refuse(program, 1)
+        if refused:
+            return refused
+        with contextlib.ExitStack() as stack:
+            ours, theirs = socket.socketpair()
+            stack.callback(ours.close)
+            self._child("parse", program, self.timeout, [theirs.fileno()], stack, theirs)
+            try:
+                answer = wire.receive(ours.fileno(), started + self.timeout)
+            except TimeoutError:
+                answer = {"reason": "timeout", "error": "no end in time"}
+            except (EOFError, OSError, wire.WireError):
+                answer = {"error": "the parser's process ended"}
+        good = type(answer) is dict and "ok" in answer
+        reason = "" if good else answer.get("reason", "load") if type(answer) is dict else "load"
+        text = "" if good else f"{answer.get('error', '')}: {answer.get('text', '')}" if type(answer) is dict else ""
+        return _result({"passed": int(good), "reason": reason, "detail": text}, 1, time.monotonic() - started)
+
+    def run_many(self, jobs: Iterable[dict[str, Any]], *, workers: int | None = None) -> list[CodeResult]:
+        """`run_tests` (or `run_script`, where a job has `cases`) for each mapping of arguments, side by side, in order.
+
+        Args:
+            workers: programs at once; None takes the number of processors.
+        """
+        listed = list(jobs)
+        count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or 2
+        _ = self.level
+        with ThreadPoolExecutor(max_workers=max(count, 1)) as pool:
+            run: dict[bool, Callable[..., CodeResult]] = {True: self.run_script, False: self.run_tests}
+            runs = [pool.submit(run["cases" in job], **job) for job in listed]
+            return [future.result() for future in runs]
+
+    # ---- parts -----------------------------------------------------------------------------------------------------
+
+    def _refuse(self, program: str, total: int) -> CodeResult | None:
+        if len(program) > MAX_SOURCE:
+            return CodeResult("refused", 0, total, f"more than {MAX_SOURCE} characters of source", 0.0)
+        return None
+
+    def _child(
+        self, mode: str, program: str, seconds: float, handles: list[int], stack: contextlib.ExitStack, given: Any
+    ) -> _Child:
+        """Start a locked process; `given` (the end that it gets) is closed here."""
+        _ = self.level
+        assert self._programs is not None
+        job = {"mode": mode, "source": program, "cpu": int(seconds) + 2, "memory": self.memory_mb << 20}
+        try:
+            child = self._programs.submit(job, handles)
+        finally:
+            os.close(given) if isinstance(given, int) else given.close()
+        stack.callback(child.end)
+        return child
+
+    def close(self) -> None:
+        """End both interpreters; the next use starts them again."""
+        for server in (self._programs, self._graders):
+            if server is not None:
+                server.stop()
+
+    def __enter__(self) -> SafeCodeExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _acts(server: _Server) -> dict[str, str]:
+    """What a test program under `server` was denied and allowed."""
+    ours, theirs = socket.socketpair()
+    job = {"mode": "probe", "source": "", "cpu": 10, "memory": 256 << 20, "parent": os.getpid()}
+    with ours:
+        try:
+            child = server.submit(job, [theirs.fileno()])
+        finally:
+            theirs.close()
+        try:
+            answer = wire.receive(ours.fileno(), time.monotonic() + STARTUP)
+        except (TimeoutError, EOFError, OSError, wire.WireError):
+            return {}
+        finally:
+            child.end()
+    return dict(answer)
+
+
+def _probe(server: _Server, level: Level) -> list[str]:
+    """Hostile acts that `level` must deny and did not; the whole list where the level cannot be entered."""
+    acts = _acts(server)
+    if not acts:
+        return ["not start (the kernel or the container refuses this level)"]
+    return [act for act in MUST_BE_DENIED[level] if acts.get(act) != "denied"]
+
+
+def _died(verdict: dict[str, Any], status: int) -> dict[str, Any]:
+    """A reason for the end of a process, from its status as the zygote saw it."""
+    if status in (128 + signal.SIGXCPU, 128 + signal.SIGKILL):
+        return {**verdict, "reason": "timeout", "detail": "it used up its processor time or memory"}
+    how = f"signal {status - 128}" if status > 128 else f"status {status}"
+    return {**verdict, "detail": f"{verdict['detail']} ({how})"}
+
+
+VERDICTS: dict[str, Verdict] = {
+    "timeout": "timeout",
+    "protocol": "refused",
+    "load": "error",
+    "died": "error",
+    "raised": "failed",
+    "wrong": "failed",
+}
+
+
+def _result(verdict: dict[str, Any], total: int, seconds: float) -> CodeResult:
+    whole = verdict["passed"] == total and not verdict["reason"]
+    name: Verdict = "passed" if whole else VERDICTS[verdict["reason"]]
+    return CodeResult(name, verdict["passed"], total, str(verdict["detail"])[:300], seconds)
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.rstrip() for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+@atexit.register
+def _close_all() -> None:
+    for executor in list(_executors):
+        executor.close()
