@@ -141,3 +141,21 @@ def test_a_killed_search_takes_its_members_with_it(tiny_model: Path, tmp_path: P
     process.wait()
     gone, _ = psutil.wait_procs(children, timeout=30)
     assert len(gone) == len(children)
+
+
+def test_it_runs_on_unsloth_from_the_same_file(tiny_model: Path, tmp_path: Path) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("unsloth") is None:
+        pytest.skip("unsloth is not installed")
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(plain(tiny_model, tmp_path, algo__workers=2)), encoding="utf-8")
+    command = [sys.executable, "-m", "aligntune", "train", str(file), "backend=unsloth", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    rows = rows_of(tmp_path / "out")
+    assert [r["name"] for r in rows] == ["i000-m00", "i000-m01"]
+    assert result["metrics"]["meta_es/best_fitness"] == max(r["fitness"] for r in rows)
+    assert (result["total_steps"], len(runs.logged(tmp_path / "out"))) == (3, 3)
+    assert (tmp_path / "out" / "checkpoint-3").is_dir()

@@ -274,6 +274,13 @@ def test_a_member_without_fitness_is_an_error(
         Search(config(tmp_path), tmp_path / "out").run()
 
 
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match="in processes of their own") as caught:
+        meta_es.train(None, None)  # type: ignore[arg-type]
+    assert "without torchrun" in caught.value.hint
+
+
 # ---- the configuration -------------------------------------------------------------------------------------------------
 
 

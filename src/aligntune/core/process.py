@@ -97,7 +97,10 @@ class ProcessTrainer:
         if self._worker is not None and self._worker.poll() is None:
             assert self._worker.stdin is not None  # opened as a pipe in _start
             self._worker.stdin.close()
-            self._worker.wait(timeout=30)
+            try:
+                self._worker.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self._worker.kill()
         self._worker, self._closed = None, True
 
     def kill(self) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import threading
@@ -63,10 +64,15 @@ def train(trainer: Trainer, checkpoint: Checkpoint | None) -> TrainResult:
     """Search, then train with the best map: the driver of `meta_es`.
 
     Raises:
-        ConfigurationError: the folder holds a search that was begun with other settings.
+        ConfigurationError: the folder holds a search that was begun with other settings, or several processes run it.
         TrainingError: a member failed.
         KeyboardInterrupt: it was stopped; what is finished stays.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigurationError(
+            "meta_es trains its members in processes of their own and cannot be spread over several itself",
+            hint="start it without torchrun, and set algo.workers",
+        )
     trainer._loaded = None  # the members need the memory; the final training loads the model again
     if trainer._run.resumed and checkpoint is None:
         trainer._run.rewind(0)  # of a final training that left no checkpoint
@@ -137,9 +143,13 @@ class Search:
                     self._iterate(iteration, draw_noise(seed, iteration, p.population // 2, SIZE), progress)
             finally:
                 progress.close()
-        name = max(sorted(self.results), key=lambda n: self.results[n]["fitness"])
-        write_atomic(self.folder / BEST, (self.folder / f"{name}.safetensors").read_bytes())
-        return Best(name, self.results[name]["fitness"])
+        best = max(self.rows(), key=lambda row: float(row["fitness"]))  # the first of equals
+        write_atomic(self.folder / BEST, (self.folder / f"{best['name']}.safetensors").read_bytes())
+        return Best(best["name"], best["fitness"])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Results of the finished members, in the order of the search."""
+        return sorted(self.results.values(), key=lambda row: (row["iteration"], row["member"]))
 
     def _iterate(self, iteration: int, noise: Any, progress: Progress) -> None:
         p = self.params
@@ -240,13 +250,13 @@ class Search:
                     for future in done:
                         row = future.result()
                         self.results[row["name"]] = row
-                        rewrite_lines(self.run_folder / TABLE, [self.results[n] for n in sorted(self.results)])
+                        rewrite_lines(self.run_folder / TABLE, self.rows())
                         progress.show(len(self.results), total, {"fitness": row["fitness"]})
             except BaseException:  # the threads end only when their processes do
                 self._stop(waiting)
                 raise
         if not todo:
-            rewrite_lines(self.run_folder / TABLE, [self.results[n] for n in sorted(self.results)])
+            rewrite_lines(self.run_folder / TABLE, self.rows())
 
     def _stop(self, waiting: set[Future[dict[str, Any]]]) -> None:
         with self._lock:
