@@ -52,6 +52,7 @@ HEAVY = {
     "torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth", "unsloth_zoo", "bitsandbytes", "numpy",
     "pandas", "pyarrow", "math_verify", "safetensors", "tokenizers", "huggingface_hub", "sympy",
 }  # fmt: skip
+SANDBOX_SCRIPTS = ("aligntune.grading.sandbox.zygote", "aligntune.grading.sandbox.grader")
 LIGHT_L1 = {"aligntune", "pydantic", "yaml", "annotated_types", "typing_extensions"}
 
 
@@ -128,9 +129,14 @@ def test_the_lowest_layers_need_almost_nothing(trees: dict[str, ast.Module]) -> 
 
 
 def test_no_library_is_caught_whole(trees: dict[str, ast.Module]) -> None:
-    """`except Exception` stands in at most three places, and each says why on its line."""
+    """`except Exception` stands in at most three places, and each says why on its line.
+
+    The sandbox's interpreters are none of the house: what a program under test raises, they must answer for.
+    """
     found = []
     for name, tree in trees.items():
+        if name in SANDBOX_SCRIPTS:
+            continue
         lines = MODULES[name].read_text(encoding="utf-8").splitlines()
         for node in ast.walk(tree):
             if isinstance(node, ast.ExceptHandler) and (

@@ -18,16 +18,12 @@ kernel bugs, side channels and timing are out of its reach.
 
 from __future__ import annotations
 
-import array
 import atexit
 import contextlib
-import json
 import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -35,11 +31,11 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from aligntune import errors
 from aligntune.grading.sandbox import wire
+from aligntune.grading.sandbox.processes import STARTUP, Child, Server
 
 Level = Literal["full", "strong", "weak"]
 Verdict = Literal["passed", "failed", "error", "timeout", "refused"]
@@ -58,7 +54,6 @@ MUST_BE_DENIED = {
     ),
 }
 MUST_BE_DENIED["full"] = (*MUST_BE_DENIED["strong"], "see the parent")
-STARTUP = 30.0
 _executors: weakref.WeakSet[SafeCodeExecutor] = weakref.WeakSet()
 
 
@@ -100,133 +95,6 @@ class CodeResult:
         return self
 
 
-class _Server:
-    """One of the two interpreters, and the socket to it."""
-
-    def __init__(self, script: str, arguments: list[str], options: list[str]) -> None:
-        self.command = [sys.executable, *options, str(Path(__file__).with_name(script))]
-        self.arguments = arguments
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
-        self._owner = 0
-
-    def submit(self, job: dict[str, Any], handles: Sequence[int]) -> _Child:
-        """Start a job; the descriptors stay the caller's to close.
-
-        Raises:
-            errors.EnvironmentError: the interpreter does not start, or cannot fork.
-        """
-        data = json.dumps(job).encode("utf-8", "surrogatepass")
-        reading, writing = os.pipe()
-        try:
-            with self._lock:
-                answer, carried = self._ask(data, [*handles, writing])
-        except BaseException:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
-        if "error" in answer:
-            os.close(reading)
-            raise errors.EnvironmentError(f"the sandbox cannot start a process: {answer['error']}", hint="free memory")
-        return _Child(answer["pid"], carried[0] if carried else None, reading)
-
-    def _ask(self, data: bytes, handles: list[int]) -> tuple[dict[str, Any], list[int]]:
-        for attempt in (1, 2):
-            if self._process is None or self._process.poll() is not None or self._owner != os.getpid():
-                self._start()
-            assert self._socket is not None
-            try:
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", handles))]
-                self._socket.sendmsg([len(data).to_bytes(4, "big")], rights)
-                self._socket.sendall(data)
-                return self._answer()
-            except (OSError, EOFError) as error:
-                self.stop()
-                if attempt == 2:
-                    raise errors.EnvironmentError(
-                        f"the sandbox's process ended: {error}", hint=f"run: {' '.join(self.command)} 0"
-                    ) from error
-        raise AssertionError
-
-    def _answer(self) -> tuple[dict[str, Any], list[int]]:
-        assert self._socket is not None
-        data, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(4))
-        if not data:
-            raise EOFError("no answer")
-        carried: list[int] = []
-        for _, kind, raw in ancillary:
-            if kind == socket.SCM_RIGHTS:
-                values = array.array("i")
-                values.frombytes(raw)
-                carried += values
-        return json.loads(data), carried
-
-    def _start(self) -> None:
-        if os.name != "posix":
-            raise SandboxUnavailable("the code sandbox needs Linux or macOS", hint="on Windows, run in WSL")
-        if self._owner == os.getpid():
-            self.stop()
-        ours, theirs = socket.socketpair()
-        ours.settimeout(STARTUP)
-        command = [*self.command, str(theirs.fileno()), *self.arguments]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"LC_ALL": "C.UTF-8"},
-            cwd="/",
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-        )
-        theirs.close()
-        self._socket, self._owner = ours, os.getpid()
-        try:
-            hello = ours.recv(100)
-        except TimeoutError:
-            hello = b""
-        if not hello:
-            self.stop()
-            raise errors.EnvironmentError("the sandbox's interpreter did not start", hint=f"run: {' '.join(command)}")
-
-    def stop(self) -> None:
-        """End the interpreter and reap it."""
-        process, self._process = self._process, None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if process is not None and self._owner == os.getpid():
-            process.kill()
-            process.wait()
-
-
-class _Child:
-    """A process that a server forked: it is ended here, and its status comes over a pipe."""
-
-    def __init__(self, pid: int, pidfd: int | None, status: int) -> None:
-        self.pid, self._pidfd, self._status = pid, pidfd, status
-
-    def status(self, seconds: float) -> int | None:
-        """Exit status (128 + n for signal n), waited for so long; None while it runs."""
-        if not select.select([self._status], [], [], max(seconds, 0.0))[0]:
-            return None
-        data = os.read(self._status, 1)
-        return data[0] if data else 255
-
-    def end(self) -> None:
-        """Kill it, whatever it does, and close what belongs to it."""
-        with contextlib.suppress(ProcessLookupError):
-            if self._pidfd is not None:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            else:
-                os.kill(self.pid, signal.SIGKILL)
-        for handle in (self._pidfd, self._status):
-            if handle is not None:
-                os.close(handle)
-
-
 class SafeCodeExecutor:
     """Runs and judges Python programs; safe to use from several threads.
 
@@ -257,8 +125,8 @@ class SafeCodeExecutor:
         self._wanted: Level | None = level
         self._level: Level | None = None
         self._lock = threading.Lock()
-        self._programs: _Server | None = None
-        self._graders = _Server("grader.py", [], ["-I"])
+        self._programs: Server | None = None
+        self._graders = Server("grader.py", [], ["-I"])
         _executors.add(self)
 
     # ---- isolation -------------------------------------------------------------------------------------------------
@@ -280,7 +148,7 @@ class SafeCodeExecutor:
         tried: list[str] = []
         choices = [self._wanted] if self._wanted else [lv for lv in reversed(LEVELS) if self._enough(lv)]
         for level in choices:
-            server = _Server("zygote.py", [level], ["-I", "-S"])
+            server = Server("zygote.py", [level], ["-I", "-S"])
             open_doors = _probe(server, level)
             if not open_doors:
                 self._programs, self._level = server, level
@@ -445,7 +313,7 @@ class SafeCodeExecutor:
 
     def _child(
         self, mode: str, program: str, seconds: float, handles: list[int], stack: contextlib.ExitStack, given: Any
-    ) -> _Child:
+    ) -> Child:
         """Start a locked process; `given` (the end that it gets) is closed here."""
         _ = self.level
         assert self._programs is not None
@@ -470,7 +338,7 @@ class SafeCodeExecutor:
         self.close()
 
 
-def _acts(server: _Server) -> dict[str, str]:
+def _acts(server: Server) -> dict[str, str]:
     """What a test program under `server` was denied and allowed."""
     ours, theirs = socket.socketpair()
     job = {"mode": "probe", "source": "", "cpu": 10, "memory": 256 << 20, "parent": os.getpid()}
@@ -488,7 +356,7 @@ def _acts(server: _Server) -> dict[str, str]:
     return dict(answer)
 
 
-def _probe(server: _Server, level: Level) -> list[str]:
+def _probe(server: Server, level: Level) -> list[str]:
     """Hostile acts that `level` must deny and did not; the whole list where the level cannot be entered."""
     acts = _acts(server)
     if not acts:
