@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import runs
 
 LENGTHS = (7, 3, 12, 1, 9, 5, 12, 4)
 """Tokens of the eight completions of `rollout`."""
+PAD = 99
+"""The pad token of `World`."""
 
 
 def library_trainer(name: str, model: Path, folder: Path, *, double: bool = True, **changes: Any) -> Any:
@@ -86,3 +90,68 @@ def close(left: list[Any], right: list[Any], tolerance: float = 1e-9) -> bool:
     """Whether two lists of gradients are equal, relative to the largest entry of all."""
     scale = max(float(g.abs().max()) for g in right) or 1.0
     return all(float((a - b).abs().max()) <= tolerance * scale for a, b in zip(left, right, strict=True))
+
+
+class World:
+    """Stands for the library's trainer around DAPO's sampling: a prompt's number decides what its completions score.
+
+    Args:
+        rewards: for each prompt, the scores of its completions, as many as a group has.
+        rounds: most rounds of new prompts.
+        accelerator: of several processes; None is one process.
+
+    Attributes:
+        asked: the prompts of each generation, in groups, of this process.
+    """
+
+    def __init__(self, rewards: list[list[float]], rounds: int, accelerator: Any = None) -> None:
+        import torch
+
+        from aligntune.algorithms.dapo import DynamicSampling
+
+        self.rewards, self.group = rewards, len(rewards[0])
+        self.asked: list[list[int]] = []
+        self.plugin = DynamicSampling(rounds, 0)
+        one = SimpleNamespace(num_processes=1, process_index=0, gather=lambda x: x, sync_gradients=True)
+        self.plugin.trainer = self.trainer = SimpleNamespace(
+            num_generations=self.group,
+            accelerator=accelerator or one,
+            state=SimpleNamespace(global_step=0),
+            _step=0,
+            args=SimpleNamespace(gradient_accumulation_steps=1, seed=0),
+            train_dataset=[{"prompt": i} for i in range(len(rewards))],
+            reward_weights=torch.ones(1),
+            max_completion_length=10,
+            _tokenizer=SimpleNamespace(pad_token_id=PAD),
+            model=SimpleNamespace(training=True),
+            _metrics={"train": defaultdict(list)},
+            last_rewards=None,
+        )
+
+    def generate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's dictionary; ids are the prompt's number, and lengths follow from it."""
+        import torch
+
+        accelerator = self.trainer.accelerator
+        numbers = [r["prompt"] for r in rows]
+        self.asked.append(numbers[:: self.group])
+        first = accelerator.process_index * len(rows)
+        scores = [self.rewards[n][(first + i) % self.group] for i, n in enumerate(numbers)]
+        self.trainer.last_rewards = accelerator.gather(torch.tensor(scores).unsqueeze(1))
+        lengths = [1 + n % 3 for n in numbers]
+        most = max(lengths)
+        mask = torch.tensor([[int(t < n) for t in range(most)] for n in lengths])
+        ids = torch.tensor(numbers).unsqueeze(1) * mask + PAD * (1 - mask)
+        return {
+            "prompt_ids": ids.flip(1), "prompt_mask": mask.flip(1), "completion_ids": ids, "completion_mask": mask,
+            "old_per_token_logps": ids.float(), "advantages": torch.zeros(len(rows)), "num_items_in_batch": mask.sum(),
+        }  # fmt: skip
+
+    def run(self, prompts: list[int]) -> dict[str, Any]:
+        """One batch of these prompts: what the trainer gets on this process."""
+        rows = [{"prompt": p} for p in prompts for _ in range(self.group)]
+        accelerator = self.trainer.accelerator
+        size = len(rows) // accelerator.num_processes
+        first = accelerator.process_index * size
+        out = self.plugin.rollout(self.generate, rows[first : first + size])
+        return {**out, "advantages": self.plugin.advantages(self.trainer.last_rewards, out)}

@@ -6,11 +6,11 @@ import math
 import random
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import policy
 import runs
 from aligntune.algorithms.base import get_algorithm
 from aligntune.core.arguments import trainer_arguments
@@ -319,63 +319,11 @@ def test_prompts_of_a_round_are_decided_by_seed_step_and_round() -> None:
     assert len(draw(7, 3, 0, 0)) == 7
 
 
-class World:
-    """Stands for the trainer on one of `processes` processes that are run one after the other, in one generation each.
-
-    The reward of a completion is in its only token; a prompt's number says which tokens its completions have.
-    """
-
-    def __init__(self, rewards: list[list[float]], group: int, rows: int, rounds: int) -> None:
-        from collections import defaultdict
-
-        import torch
-
-        from aligntune.algorithms.dapo import DynamicSampling
-
-        self.plugin, self.group, self.rewards = DynamicSampling(rounds, 0), group, rewards
-        self.asked: list[list[int]] = []
-        accelerator = SimpleNamespace(num_processes=1, process_index=0, gather=lambda x: x, sync_gradients=True)
-        self.trainer = SimpleNamespace(
-            num_generations=group,
-            accelerator=accelerator,
-            state=SimpleNamespace(global_step=0),
-            _step=0,
-            args=SimpleNamespace(gradient_accumulation_steps=1, seed=0),
-            train_dataset=[{"prompt": i} for i in range(rows)],
-            reward_weights=torch.ones(1),
-            max_completion_length=10,
-            _tokenizer=SimpleNamespace(pad_token_id=9),
-            model=SimpleNamespace(training=True),
-            _metrics={"train": defaultdict(list)},
-            last_rewards=None,
-        )
-        self.plugin.trainer = self.trainer
-
-    def generate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        import torch
-
-        numbers = [r["prompt"] for r in rows]
-        self.asked.append(numbers[:: self.group])
-        scores = [self.rewards[n][i % self.group] for i, n in enumerate(numbers)]
-        self.trainer.last_rewards = torch.tensor(scores).unsqueeze(1)
-        width = 1 + max(numbers) % 3  # another width in every round
-        mask = torch.ones(len(rows), width, dtype=torch.long)
-        ids = torch.tensor(numbers).unsqueeze(1).expand(-1, width)
-        return {
-            "prompt_ids": ids, "prompt_mask": mask, "completion_ids": ids, "completion_mask": mask,
-            "old_per_token_logps": ids.float(), "advantages": torch.zeros(len(rows)), "num_items_in_batch": mask.sum(),
-        }  # fmt: skip
-
-    def run(self, prompts: list[int]) -> dict[str, Any]:
-        out = self.plugin.rollout(self.generate, [{"prompt": p} for p in prompts for _ in range(self.group)])
-        return {**out, "advantages": self.plugin.advantages(self.trainer.last_rewards, out)}
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_dynamic_sampling_never_trains_on_a_group_without_variance(seed: int) -> None:
     draw = random.Random(seed)
     rewards = [[draw.choice([0.0, 1.0]) for _ in range(3)] for _ in range(30)]
-    world = World(rewards, 3, 30, rounds=draw.randrange(4))
+    world = policy.World(rewards, rounds=draw.randrange(4))
     prompts = draw.sample(range(30), 6)
     out = world.run(prompts)
     metrics = {k: v[0] for k, v in world.trainer._metrics["train"].items()}
@@ -425,7 +373,7 @@ def test_rows_of_another_width_are_padded_on_their_side() -> None:
 def test_an_update_is_skipped_only_if_none_of_its_micro_batches_has_a_token() -> None:
     import torch
 
-    world = World([[0.0, 1.0]], 2, 1, rounds=0)
+    world = policy.World([[0.0, 1.0]], rounds=0)
     plugin, accelerator = world.plugin, world.trainer.accelerator
 
     def step(*tokens: int) -> list[bool]:
@@ -443,7 +391,7 @@ def test_an_update_is_skipped_only_if_none_of_its_micro_batches_has_a_token() ->
 
 
 def test_stored_rollouts_say_their_round_and_whether_the_group_was_dropped() -> None:
-    world = World([[0.0, 1.0]], 2, 1, rounds=1)
+    world = policy.World([[0.0, 1.0]], rounds=1)
     world.plugin._round = 1
     assert world.plugin.rollout_columns([0.0, 1.0, 1.0, 1.0, None, 1.0]) == {
         "round": [1] * 6,

@@ -1,0 +1,107 @@
+"""Every group algorithm raises the mean reward of a small real model, for every seed.
+
+The start is the quickstart's: its base model, briefly taught to answer sums in a mixture of two ways. Reinforcement finds
+the way that earns more. With `ALIGNTUNE_RECORD=1` in the environment the numbers go to
+`benchmarks/results/learning_grpo.json`. To prove another algorithm, add a row to `CASES`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runs
+
+pytestmark = pytest.mark.slow
+
+CASES: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {},
+    "dapo": {},
+    "gspo": {"train": {"per_device_batch_size": 32, "max_steps": 80}},
+    "cispo": {},
+    "rloo": {},
+    "reinforce_pp": {},
+}
+"""Algorithm to what differs from the run below. GSPO makes four updates of each generation, so it takes smaller ones."""
+SEEDS = (0, 1, 2)
+MARGIN = 0.1
+"""Least rise of the mean reward (at most 1.1), from the first eighth of the generations to the last."""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The quickstart's data, and its base model after a short supervised training."""
+    from aligntune.core.backend_factory import create_trainer
+    from aligntune.quickstart import BASE_MODEL
+    from aligntune.quickstart.problems import write_datasets
+
+    folder = tmp_path_factory.mktemp("start")
+    data = write_datasets(folder / "data")
+    taught = create_trainer(
+        {
+            "task": "instruction_following",
+            "model": {"name_or_path": str(BASE_MODEL), "max_seq_length": 64},
+            "dataset": str(data["sft"]),
+            "train": {"learning_rate": 1e-3, "per_device_batch_size": 64, "max_steps": 120, "seed": 0},
+            "output_dir": str(folder / "sft"),
+        }
+    )
+    taught.train()
+    return {"model": folder / "sft", "prompts": data["rl"]}
+
+
+@pytest.fixture(scope="module")
+def numbers() -> Any:
+    """What the tests measure, written down at the end if asked for."""
+    found: dict[str, dict[str, Any]] = {}
+    yield found
+    if os.environ.get("ALIGNTUNE_RECORD"):
+        folder = Path(__file__).parents[2] / "benchmarks"
+        sys.path.insert(0, str(folder))
+        import machine
+
+        text = json.dumps({"machine": machine.describe(), "margin": MARGIN, "runs": found}, indent=1)
+        (folder / "results" / "learning_grpo.json").write_text(text + "\n")
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_mean_reward_rises(name: str, seed: int, start: dict[str, Path], numbers: Any, tmp_path: Path) -> None:
+    from aligntune.core.backend_factory import create_trainer
+
+    own = CASES[name]
+    train = {"learning_rate": 3e-4, "per_device_batch_size": 64, "max_steps": 40, "seed": seed, **own.get("train", {})}
+    run = create_trainer(
+        {
+            "algo": {"name": name, "num_generations": 8, **own.get("algo", {})},
+            "model": {"name_or_path": str(start["model"]), "max_seq_length": 64},
+            "datasets": [str(start["prompts"])],
+            "rewards": [{"type": "math_correctness"}, {"type": "answer_format", "weight": 0.1}],
+            "train": train,
+            "generation": {"max_prompt_length": 34, "max_completion_length": 30},
+            "logging": {"steps": 1, "rollouts": False},
+            "output_dir": str(tmp_path / "out"),
+        }
+    )
+    result = run.train()
+    rewards = runs.logged(run.config.output_dir, "reward")
+    part = max(len(rewards) // 8, 1)
+    before, after = mean(rewards[:part]), mean(rewards[-part:])
+    numbers.setdefault(name, {})[str(seed)] = {
+        "before": round(before, 4),
+        "after": round(after, 4),
+        "generations": len(rewards),
+        "steps": result.total_steps,
+        "seconds": round(result.training_time, 1),
+    }
+    assert after - before > MARGIN
