@@ -185,6 +185,16 @@ REFERENCE = {
 }
 SCALING = {"scale_rewards": Other("none"), "reward_aggregation": Other("normalize_then_sum")}
 OWN: dict[str, dict[str, Other]] = {
+    "online_dpo": {"beta": Other(0.5), "loss_type": Other("ipo")},
+    "spin": {"rounds": Other(2), "beta": Other(0.5)},
+    "gkd": {
+        "teacher": Other("{plain}"),
+        "teacher_revision": Other("v2"),
+        "beta": Other(0.1),
+        "lmbda": Other(0.9),
+        "temperature": Other(2.0),
+        "seq_kd": Other(True),
+    },
     "instruction_following": {"train_on": Other("all")},
     "chat_completion": {"train_on": Other("all")},
     "text_generation": {},
@@ -441,7 +451,7 @@ class Case:
             "device": "cpu" if gpu else "cuda",
             "precision": "fp32" if gpu else "bf16",
             "other_backend": "trl" if self.backend == "unsloth" else "unsloth",
-            "preset": "gsm8k" if self.name == "instruction_following" or self.samples else "alpaca",
+            "preset": "gsm8k" if self.name in ("instruction_following", "spin", "gkd") or self.samples else "alpaca",
             "mapped": {
                 "chat_completion": "messages",
                 "text_generation": "text",
@@ -473,9 +483,12 @@ class Case:
             else {"algo": {"name": self.name}, "datasets": [rows]}
         )
         if self.samples:
-            raw["algo"]["num_generations"] = 4
+            if self.name != "online_dpo":  # which has two
+                raw["algo"]["num_generations"] = 4
             raw["rewards"] = [{"type": f"{self.places['rewards']}:letters"}]
             raw["generation"] = {"max_prompt_length": 50, "max_completion_length": 12}
+        if self.name == "gkd":
+            raw["algo"]["teacher"] = str(self.places["model"])
         if self.name == "meta_es":  # it measures its members there
             raw["evaluation"] = {"dataset": {"name": str(self.places["meta_es/held"])}}
         for key, value in changes.items():
@@ -736,7 +749,7 @@ class Probe:
             trainer.evaluate_now(4)
         if trainer.rewards is not None:
             scores = trainer.rewards.score_batch(["banana", "eel"], {"prompt": ["p", "p"]})
-            trainer._record_rollouts(0, ["p", "p"], ["banana", "eel"], {}, scores)
+            record_rollouts(trainer, 0, ["p", "p"], ["banana", "eel"], {}, scores)
         return [self.calls, trainer._run.rows, vars(control)]
 
 

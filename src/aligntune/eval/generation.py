@@ -239,6 +239,12 @@ def _rooms(model: Any, encoded: list[list[int]], max_new_tokens: int) -> list[in
     return rooms
 
 
+def sampling_options(generation: Any) -> dict[str, Any]:
+    """How a run's section `generation` samples, as arguments of `generate_answers` and `sampling_settings`."""
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return {name: getattr(generation, name) for name in names}
+
+
 def sampling_settings(
     model: Any,
     tokenizer: Any,

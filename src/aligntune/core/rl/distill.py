@@ -53,6 +53,11 @@ def common(student: Any, teacher: Any) -> tuple[Any, Any]:
     return student[..., :width], teacher[..., :width]
 
 
+def answer_room(config: Any, prompt: int) -> int:
+    """Most tokens of an answer to a prompt of `prompt` tokens."""
+    return int(min(config.generation.max_completion_length, config.model.max_seq_length - prompt))
+
+
 def check_teacher(trainer: Trainer) -> None:
     """Refuse a teacher that cannot be found, or whose tokens are others than the student's.
 
@@ -142,21 +147,13 @@ def distilling(base: type) -> type:
             return self._sampled(batch, self.teacher) if self.params.seq_kd else batch
 
         def _sampled(self, batch: dict[str, Any], model: Any) -> dict[str, Any]:
-            from aligntune.eval.generation import evaluating, generate_ids, sampling_settings
+            from aligntune.eval.generation import evaluating, generate_ids, sampling_options, sampling_settings
 
-            g, tokenizer = self.config.generation, self.processing_class
+            tokenizer = self.processing_class
             first = (batch["labels"] != -100).int().argmax(1).tolist()
             prompts = [row[:n].tolist() for row, n in zip(batch["input_ids"], first, strict=True)]
-            settings = sampling_settings(
-                model,
-                tokenizer,
-                g.temperature,
-                g.top_p,
-                g.top_k,
-                min_p=g.min_p,
-                repetition_penalty=g.repetition_penalty,
-            )
-            room = min(g.max_completion_length, self.config.model.max_seq_length - max(first))
+            settings = sampling_settings(model, tokenizer, **sampling_options(self.config.generation))
+            room = answer_room(self.config, max(first))
             with evaluating(model):
                 answers = generate_ids(model, prompts, settings, room)
             self._metrics["train"]["completions/mean_length"].append(sum(map(len, answers)) / len(answers))

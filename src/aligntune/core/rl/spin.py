@@ -41,12 +41,14 @@ class Plan:
         folder: where it is kept.
         base: folder of the model that it starts from; None for the run's own starting model.
         seed: of its sampling.
+        stored: whether its samples go into the run's rollouts.
     """
 
     number: int
     folder: Path
     base: Path | None
     seed: int
+    stored: bool
 
 
 def plan(config: Any) -> list[Plan]:
@@ -54,9 +56,21 @@ def plan(config: Any) -> list[Plan]:
     out = Path(config.output_dir).expanduser().absolute()
     folders = [out / f"round-{k}" for k in range(1, config.algorithm.rounds + 1)]
     return [
-        Plan(k, folder, folders[k - 2] if k > 1 else None, config.train.seed + k)
+        Plan(k, folder, folders[k - 2] if k > 1 else None, config.train.seed + k, config.logging.rollouts)
         for k, folder in enumerate(folders, start=1)
     ]
+
+
+def sampling(config: Any, seed: int) -> dict[str, Any]:
+    """How a round's answers are sampled, as arguments of `generate_answers`."""
+    from aligntune.eval.generation import sampling_options
+
+    return {
+        **sampling_options(config.generation),
+        "max_new_tokens": config.generation.max_completion_length,
+        "batch_size": config.train.per_device_batch_size,
+        "seed": seed,
+    }
 
 
 def run(trainer: Trainer, checkpoint: Checkpoint | None) -> TrainResult:
@@ -135,7 +149,7 @@ class Round(Trainer):
         self.outer, self.part, self.first_step = outer, part, first_step
         self.held_out: dict[str, float] = {}
         self._rows = outer._train_data
-        self._eval_data, self._loaded, self._run = outer._eval_data, loaded, _Shifted(outer._run, first_step)
+        self._eval_data, self._loaded, self._run = outer._eval_data, loaded, _Shifted(outer, first_step)
 
     def _load(self) -> Any:
         if self._loaded is None:
@@ -177,7 +191,7 @@ class Round(Trainer):
             self._write(ROUND, counts)
         if new:
             self.record(1, {f"pairs/{k}": v for k, v in counts.items() if k != "first_step"})
-            if self.config.logging.rollouts:
+            if self.part.stored:
                 self._run.append_rollouts(
                     [
                         {
@@ -199,20 +213,9 @@ class Round(Trainer):
         """
         from aligntune.eval.generation import generate_answers
 
-        g, rows = self.config.generation, list(self._rows.dataset)  # type: ignore[attr-defined]
-        answers = generate_answers(
-            self.model,
-            self.tokenizer,
-            [row["prompt"] for row in rows],
-            max_new_tokens=g.max_completion_length,
-            temperature=g.temperature,
-            top_p=g.top_p,
-            top_k=g.top_k,
-            min_p=g.min_p,
-            repetition_penalty=g.repetition_penalty,
-            batch_size=self.config.train.per_device_batch_size,
-            seed=self.part.seed,
-        )
+        rows = list(self._rows.dataset)
+        prompts = [row["prompt"] for row in rows]
+        answers = generate_answers(self.model, self.tokenizer, prompts, **sampling(self.config, self.part.seed))
         pairs = []
         for row, [answer] in zip(rows, answers, strict=True):
             chosen = row["completion"]
@@ -257,10 +260,15 @@ class Round(Trainer):
 
 
 class _Shifted:
-    """The run's folder as a round sees it: the steps of samples and rollouts count over all rounds."""
+    """The run's folder as a round sees it: the steps of samples and rollouts count over all rounds, and the manifest's
+    notes are those of the whole run."""
 
-    def __init__(self, run: Any, first_step: int) -> None:
-        self._run, self._first, self.path = run, first_step, run.path
+    def __init__(self, outer: Trainer, first_step: int) -> None:
+        self._outer, self._run, self._first, self.path = outer, outer._run, first_step, outer._run.path
+
+    def update_manifest(self, entries: dict[str, Any]) -> None:
+        self._outer._tell(entries.get("notes", []))
+        self._run.update_manifest({**entries, "notes": self._outer.notes})
 
     def append_samples(self, rows: list[dict[str, Any]]) -> None:
         self._run.append_samples([{**row, "step": row["step"] + self._first} for row in rows])
