@@ -371,7 +371,7 @@ class PPOPlugin(Plugin):
 
     def _mean(self, values: Any) -> float:
         """Mean of (B,) values over all processes."""
-        return float(self._over_processes(values.sum())) / (len(values) * self.trainer.accelerator.num_processes)
+        return float(self._over_processes(values.sum()) / (len(values) * self.trainer.accelerator.num_processes))
 
 
 def _joined(batches: list[dict[str, Any]]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def value_class() -> type:
     """The module (made on first use, because it is one of torch)."""
     import torch
 
-    class Value(torch.nn.Module):
+    class Value(torch.nn.Module):  # type: ignore[misc]
         """See this module.
 
         Args:
