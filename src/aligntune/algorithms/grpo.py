@@ -58,6 +58,15 @@ class GRPO(Scaling, Reference, Clip):
             keys["algo.importance_sampling_level"] = f"{loss}, which weighs whole completions"
         return keys
 
+    def notes(self, config: Any) -> list[str]:
+        found = super().notes(config)
+        if self.importance_sampling_level == "sequence" and self.loss_type in ("bnpo", "dr_grpo", "dapo"):
+            found.append(
+                f"with algo.loss_type {self.loss_type} a completion's one ratio counts once for each of its tokens, so "
+                "long completions weigh more; GSPO (`algo: gspo`) averages over completions"
+            )
+        return found
+
     def faults(self, config: Any) -> list[tuple[str, str]]:
         found = super().faults(config)
         if self.loss_type == "luspo" and self.importance_sampling_level != "sequence":

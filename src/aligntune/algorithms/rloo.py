@@ -85,8 +85,8 @@ class LeaveOneOut(Plugin):
             mask = mask * out["tool_mask"]
         logps = out.get("old_per_token_logps")
         if logps is None:  # the library skips them where every ratio is 1
-            size, keys = self.trainer.args.per_device_train_batch_size, ("prompt_ids", "prompt_mask")
-            keys = (*keys, "completion_ids", "completion_mask")
+            size = self.trainer.args.per_device_train_batch_size
+            keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
             with torch.no_grad():
                 parts = [
                     self.backend.per_token_logps(
