@@ -102,18 +102,19 @@ def test_rollouts_of_a_resumed_run_stand_once(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run dies after it has sampled for a step that it never took."""
+    from aligntune.core import trainer as core
     from aligntune.utils.rollouts import read_rollouts
 
     trainer = runs.trainer("grpo", tiny_model, tmp_path, train__max_steps=4, train__save_steps=2)
-    record = trainer._record_rollouts
+    record = core.record_rollouts
 
-    def die(step: int, *args: Any) -> None:
-        record(step, *args)
+    def die(run: Any, step: int, *args: Any) -> None:
+        record(run, step, *args)
         if step == 3:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(trainer, "_record_rollouts", die)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(core, "record_rollouts", die)
         trainer.train()
     runs.trainer("grpo", tiny_model, tmp_path, train__max_steps=4, train__save_steps=2).train(resume="latest")
     steps = read_rollouts(tmp_path / "out").column("step").to_pylist()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from aligntune.core.arguments import trainer_arguments
 from aligntune.core.backend import Backend, get_backend
 from aligntune.core.callbacks import Progress, StopRequest, make_callback, numbers, quiet
 from aligntune.core.checks import check_packages, check_reference, check_values
-from aligntune.core.config.io import effective, parse_section
+from aligntune.core.config.io import parse_section
 from aligntune.core.config.root import RunConfig
 from aligntune.core.config.sections import DatasetConfig
 from aligntune.core.early_stopping import last_evaluation, note_evaluation, replay
 from aligntune.core.evaluation import evaluate_model, sample_answers
 from aligntune.core.isolation import no_telemetry
+from aligntune.core.recording import record_rollouts, write_header
 from aligntune.core.saving import Checkpoint, find_checkpoint
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.core.watch import refuse_broken_weights, tell_counts, watch
@@ -206,7 +208,7 @@ class Trainer:
             code = self.backend.fingerprint()
         self._run = RunFolder.claim(self.config.output_dir, resume=resume is not None)
         with self._closing_run():
-            self._write_header(code)
+            write_header(self, code)
             if checkpoint:
                 replay(self, self._run.rewind(checkpoint.step))
             with quiet_libraries():
@@ -301,7 +303,7 @@ class Trainer:
             from aligntune.rewards.adapters import trl_rewards
 
             split = getattr(params, "splits_rewards", False)
-            kwargs["reward_funcs"] = trl_rewards(self.rewards, recorder=self._record_rollouts, split=split)
+            kwargs["reward_funcs"] = trl_rewards(self.rewards, recorder=partial(record_rollouts, self), split=split)
         kind = params.trainer_type(self.backend.trainer_class(params))
         with kept_adapters(loaded.model, self.config.model.quantization is not None):
             own = params.trainer_kwargs(self)
@@ -340,29 +342,6 @@ class Trainer:
 
     # ---- what is written while it trains ------------------------------------------------------------------
 
-    def _write_header(self, code: dict[str, Any]) -> None:
-        from aligntune.utils import manifest
-        from aligntune.utils.device import DeviceManager
-
-        self._run.write_config(effective(self.config))
-        sources = {r.name: r.source for r in self.rewards.components} if self.rewards is not None else {}
-        entries = manifest.collect(
-            self.config,
-            datasets=[d for d in (self._train_data, self._eval_data) if d is not None],
-            tokenizer=self.tokenizer,
-            model_path=self._loaded.path,
-            revision=self.config.model.revision,
-            reward_sources=sources,
-            fingerprint=code,
-            device=DeviceManager(self.config.model.device).summary(),
-            extra={
-                "notes": self.notes,
-                "backend": self.config.backend,
-                "algorithm": self.config.algorithm.key,
-            },
-        )
-        self._run.update_manifest(entries)
-
     def record(self, step: int, logs: dict[str, Any]) -> None:
         """Take one row of logged values: into the state and into `metrics.jsonl`."""
         values = numbers(logs)
@@ -373,29 +352,6 @@ class Trainer:
         """Write what is still in memory of the run folder's files."""
         if self._run is not None:
             self._run.flush()
-
-    def _record_rollouts(
-        self, step: int, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]], scores: Any
-    ) -> None:
-        """Store a batch of sampled completions with what each reward gave them."""
-        if not self.config.logging.rollouts:
-            return
-        from aligntune.rewards.adapters import completion_text
-
-        plugin = getattr(self._hf, "plugin", None)
-        marks = plugin.rollout_columns(scores.total) if plugin is not None else {}
-        rows = [
-            {
-                "step": step + 1,  # the step that learns from them, so that a resume knows what to keep
-                "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
-                "completion": completion_text(completion),
-                "reward": scores.total[i],
-                **{f"reward/{name}": values[i] for name, values in scores.raw.items()},
-                **{name: values[i] for name, values in marks.items()},
-            }
-            for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-        ]
-        self._run.append_rollouts(rows)
 
     def evaluate_now(self, step: int) -> dict[str, float]:
         """Evaluate on the run's held-out rows during training: logged, and the best value remembered."""
