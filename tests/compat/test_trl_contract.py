@@ -38,6 +38,8 @@ ATTRIBUTES = [
     "current_gradient_accumulation_steps",
     "_metrics",
     "_step",
+    "_buffered_inputs",
+    "num_iterations",
     "_tokenizer",
     "train_dataset",
     "ref_model",
