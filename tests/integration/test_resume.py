@@ -113,9 +113,10 @@ def test_rollouts_of_a_resumed_run_stand_once(
         if step == 3:
             raise RuntimeError("power cut")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+    with monkeypatch.context() as patch:
         patch.setattr(core, "record_rollouts", die)
-        trainer.train()
+        with pytest.raises(RuntimeError, match="power cut"):
+            trainer.train()
     runs.trainer("grpo", tiny_model, tmp_path, train__max_steps=4, train__save_steps=2).train(resume="latest")
     steps = read_rollouts(tmp_path / "out").column("step").to_pylist()
     assert steps == [s for s in (1, 2, 3, 4) for _ in range(4)]

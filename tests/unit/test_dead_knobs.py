@@ -29,6 +29,7 @@ from aligntune.core.config import DatasetConfig, PeftConfig, RewardConfig, RLCon
 from aligntune.core.config.base import is_section, to_plain, walk
 from aligntune.core.config.io import build_config
 from aligntune.core.config.reading import set_key
+from aligntune.core.recording import record_rollouts
 from aligntune.errors import AlignTuneError, ConfigurationError
 
 HERE = Path(__file__)
