@@ -33,7 +33,7 @@ def python(code: str, cwd: Path, /, **values: Any) -> Any:
     env = {
         k: v for k, v in os.environ.items() if not k.startswith(("PURE_TRL", "TRL_ONLY", "DISABLE_UNSLOTH", "UNSLOTH"))
     }
-    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.rpartition("@@")[2])
 
