@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 ROOT = "aligntune"
-LIBRARIES = ("transformers", "datasets", "trl", "peft", "accelerate", "huggingface_hub")
+LIBRARIES = ("transformers", "datasets", "trl", "peft", "accelerate", "huggingface_hub", "bitsandbytes")
 
 
 def get_logger(name: str) -> logging.Logger:

@@ -118,9 +118,7 @@ def keywords_to_keys(kind: Kind, keywords: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "rl":
         _reward_keywords(given, keys)
     elif set(given) & set(HANDLED[1:]):
-        raise ConfigurationError(
-            "supervised runs have no rewards", hint="drop the rewards, or use create_rl_trainer"
-        )
+        raise ConfigurationError("supervised runs have no rewards", hint="drop the rewards, or use create_rl_trainer")
     _peft_keywords(given, keys)
     order = sorted(keys, key=lambda k: not k.endswith(".name"))  # a name first: it clears old parameters
     return {k: keys[k] for k in order}
