@@ -163,7 +163,8 @@ def test_the_first_loss_is_the_formula_on_the_first_batch(task: str, steady_mode
 
 
 def test_every_option_reaches_the_training(tiny_model: Path, tmp_path: Path) -> None:
-    base = runs_losses(trainer("text_classification", tiny_model, tmp_path / "base"))
+    short = {"train__max_steps": 2}
+    base = runs_losses(trainer("text_classification", tiny_model, tmp_path / "base", **short))
     for i, change in enumerate(
         (
             {"task__class_weights": {"red": 5.0}},
@@ -173,8 +174,10 @@ def test_every_option_reaches_the_training(tiny_model: Path, tmp_path: Path) -> 
             {"task__labels": ["blue", "green", "red", "pink"]},
         )
     ):
-        assert runs_losses(trainer("text_classification", tiny_model, tmp_path / str(i), **change)) != base, change
-    same = {"task__class_weights": {"blue": 1.0}}
+        assert runs_losses(trainer("text_classification", tiny_model, tmp_path / str(i), **short, **change)) != base, (
+            change
+        )
+    same = {**short, "task__class_weights": {"blue": 1.0}}
     assert runs_losses(trainer("text_classification", tiny_model, tmp_path / "same", **same)) == base
 
 
@@ -219,6 +222,7 @@ def test_it_stops_early_by_f1(tiny_model: Path, tmp_path: Path) -> None:
     assert run.evaluate()["eval_nll"] == pytest.approx(run.state.best_values["eval_nll"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_worker_process_predicts(tiny_model: Path, tmp_path: Path) -> None:
     with trainer("text_classification", tiny_model, tmp_path, isolation="process") as run:
         run.train()
@@ -298,7 +302,7 @@ def test_labels_that_do_not_fit_are_refused(tiny_model: Path, tmp_path: Path) ->
     with pytest.raises(ValidationError, match="class_weights names 'redd'"):
         trainer(task, tiny_model, tmp_path / "c", task__class_weights={"redd": 2.0}).train()
     single = held(tmp_path / "single", task, [{"text": "a", "label": "red"}] * 3)
-    with pytest.raises(ValidationError, match="every row has|has the label 'red'; a classifier needs two"):
+    with pytest.raises(ValidationError, match="has the label 'red'; a classifier needs two"):
         trainer(task, tiny_model, tmp_path / "d", dataset=single).train()
 
 

@@ -90,8 +90,8 @@ def last_evaluation(trainer: Trainer) -> dict[str, float]:
         state.metrics.update(state.best_values)
         trainer._tell(
             [
-                f"early stopping: the best evaluation was that of step {state.best_step} of {state.step}; the model has "
-                "the weights of that step"
+                f"early stopping: the best evaluation was that of step {state.best_step} of {state.step}; the model "
+                "has the weights of that step"
             ]
         )
     shutil.rmtree(folder, ignore_errors=True)

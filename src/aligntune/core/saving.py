@@ -51,9 +51,7 @@ def model_card(trainer: Trainer) -> str:
     peft = "library_name: peft\n" if config.model.peft else "library_name: transformers\n"
     sources = ", ".join(f"`{d.name}`" + (f" ({d.split})" if d.split != "train" else "") for d in config.sources)
     measured = {
-        k: v
-        for k, v in sorted(trainer.state.metrics.items())
-        if k.startswith("eval_") and not k.startswith(BY_CLASS)
+        k: v for k, v in sorted(trainer.state.metrics.items()) if k.startswith("eval_") and not k.startswith(BY_CLASS)
     }
     lines = [
         "---",

@@ -284,8 +284,8 @@ def canonical(example: Example, schema: Schema) -> dict[str, Any]:
     if schema is Schema.TOKENS:
         return {"tokens": example.tokens, "tags": example.tags}
     if schema is Schema.PREFERENCE or (schema is Schema.UNPAIRED and example.chosen is not None):
-        row = {"prompt": example.prompt, "chosen": example.chosen, "rejected": example.rejected}
-        return {**row, "tools": example.tools}
+        pair = {"prompt": example.prompt, "chosen": example.chosen, "rejected": example.rejected}
+        return {**pair, "tools": example.tools}
     if schema is Schema.MESSAGES:
         messages = example.messages or [*(example.prompt or []), *(example.completion or [])]
         if not has_answer(messages):

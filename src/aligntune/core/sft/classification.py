@@ -266,7 +266,7 @@ def _positions(model: Any) -> int | None:
         ):
             # RoBERTa's positions begin after its padding id.
             begin = module.padding_idx + 1 if module.padding_idx is not None else 0
-            return min(module.num_embeddings, model.config.max_position_embeddings) - begin
+            return int(min(module.num_embeddings, model.config.max_position_embeddings)) - begin
     return None
 
 

@@ -62,6 +62,4 @@ class HFLoader(BaseLoader):
                 hint="set `subset` and `split` to ones that the data set has",
             ) from error
         where = f"{name}[{source.subset}]" if source.subset else name
-        return Rows(
-            data.to_list(), source=f"{where}, split {source.split}", class_names=class_names(data.features)
-        )
+        return Rows(data.to_list(), source=f"{where}, split {source.split}", class_names=class_names(data.features))
