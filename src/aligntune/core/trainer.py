@@ -205,7 +205,7 @@ class Trainer:
             self.config.algorithm.check(self)
             self._tell(self.config.algorithm.notes(self.config))
             with quiet_libraries():
-            self.backend.trainer_class(self.config.algorithm)  # loads the code that the fingerprint describes
+                self.backend.trainer_class(self.config.algorithm)  # loads the code that the fingerprint describes
             code = self.backend.fingerprint()
         self._run = RunFolder.claim(self.config.output_dir, resume=resume is not None)
         with self._closing_run():
