@@ -169,6 +169,14 @@ def test_what_does_not_fit_is_refused(name: str, changes: dict[str, Any], says: 
     assert says in refusal(name, tmp_path, **changes)
 
 
+def test_an_adaptive_entropy_bonus_is_refused_where_the_library_leaves_it_out(tmp_path: Path) -> None:
+    from aligntune.backends.unsloth.backend import _refuse_on_gpu
+
+    _refuse_on_gpu(config("grpo", tmp_path, algo__entropy_coef=0.1))
+    with pytest.raises(ConfigurationError, match=r"algo\.use_adaptive_entropy"):
+        _refuse_on_gpu(config("grpo", tmp_path, algo__use_adaptive_entropy=True))
+
+
 def test_without_vllm_its_use_is_refused_before_anything_is_loaded(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

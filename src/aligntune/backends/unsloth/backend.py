@@ -39,6 +39,8 @@ class UnslothBackend(Backend):
             self._import()
         if on_cpu():
             _refuse_on_cpu(config)
+        else:
+            _refuse_on_gpu(config)
 
     def _import(self) -> None:
         os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
@@ -114,6 +116,19 @@ class UnslothBackend(Backend):
 def on_cpu() -> bool:
     """Whether the imported Unsloth runs its CPU backend."""
     return bool(getattr(sys.modules.get("unsloth"), "_IS_CPU_BACKEND", False))
+
+
+def _refuse_on_gpu(config: RunConfig) -> None:
+    """Refuse what Unsloth's rewritten trainers leave out with a warning.
+
+    Raises:
+        ConfigurationError: an adaptive entropy bonus.
+    """
+    if getattr(config.algorithm, "use_adaptive_entropy", False):
+        raise ConfigurationError(
+            "algo.use_adaptive_entropy has no effect in Unsloth's trainer",
+            hint="set a fixed algo.entropy_coef, or `backend: trl`",
+        )
 
 
 def _refuse_on_cpu(config: RunConfig) -> None:
