@@ -297,3 +297,13 @@ def test_first_loss_of_a_zero_head_is_the_log_of_the_labels() -> None:
 
     loss = LabelLoss()(SimpleNamespace(logits=torch.zeros(4, 7)), torch.tensor([0, 3, 6, 2]))
     assert float(loss) == pytest.approx(math.log(7))
+
+
+@pytest.mark.parametrize("head", ["sequence_classification", "token_classification"])
+def test_a_quantised_trunk_keeps_its_head_whole(head: Any, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="quantisation needs the extra")
+    folder = helpers.save_tiny_model(tmp_path, hidden=64)
+    model = loader(folder, ["a", "b"], head=head, peft={"r": 2}, quantization="4bit").load().model
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    assert kinds["base_model.model.model.layers.0.self_attn.q_proj"] == "Linear4bit"
+    assert kinds["base_model.model.score.modules_to_save.default"] == "Linear"

@@ -27,6 +27,8 @@ from aligntune.utils.tokenizer import prepare_tokenizer
 
 ENDING = {"sequence_classification": "ForSequenceClassification", "token_classification": "ForTokenClassification"}
 """How Transformers' classes with such a head are named."""
+HEADS = ("score", "classifier", "pre_classifier", "classification_head", "pooler", "head")
+"""What Transformers calls the layers of such a head."""
 _UNNAMED = re.compile(r"LABEL_\d+")
 
 
@@ -60,6 +62,11 @@ class ClassifierLoader(ModelLoader):
             "problem_type": "single_label_classification",
             **({"ignore_mismatched_sizes": True} if self.new_head else {}),
         }
+
+    def _quantization_config(self) -> Any:
+        made = super()._quantization_config()
+        made.llm_int8_skip_modules = list(HEADS)  # of 4 bit too; quantised weights could not be trained in full
+        return made
 
     def lora_config(self) -> Any:
         """`peft.LoraConfig` of `model.peft`, with the head among the modules that are trained in full."""
