@@ -230,13 +230,14 @@ def test_every_reward_keeps_the_contract(name: str) -> None:
     """Hostile text never raises; the same text gives the same score, alone, in a batch, in any order, and after pickling."""
     reward = make(name)
     texts = [*NOISE, "#### 5", "<think>a</think>5", "one two three"]
-    columns = {"reference": ["5"] * len(texts)}
+    row = {"reference": "5", "test_list": ["assert f() == 5"], "cases": [["", "5"]]}
+    columns = {name: [value] * len(texts) for name, value in row.items()}
     scores = reward.batch(texts, columns)
     low, high = reward.range
     assert all(s is not None and low <= s <= high for s in scores)
-    assert scores == [reward.compute(t, reference="5") for t in texts]
+    assert scores == [reward.compute(t, **row) for t in texts]
     assert reward.batch(texts[::-1], columns) == scores[::-1]
     copy = pickle.loads(pickle.dumps(reward))
     assert type(copy) is type(reward)
     assert copy.params == reward.params
-    assert copy.batch(texts[-3:], {"reference": ["5"] * 3}) == scores[-3:]
+    assert copy.batch(texts[-3:], {name: [value] * 3 for name, value in row.items()}) == scores[-3:]

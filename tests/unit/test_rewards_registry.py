@@ -27,7 +27,10 @@ from aligntune.rewards import (
 )
 from aligntune.rewards.base import KINDS, REWARDS
 
-BUILTINS = ["answer_format", "length", "math_correctness", "regex", "reward_model", "think_format"]
+BUILTINS = [
+    "answer_format", "code_correctness", "code_execution", "code_syntax", "length", "math_correctness", "mbpp_reward",
+    "regex", "reward_model", "stdio_tests", "think_format",
+]  # fmt: skip
 
 FILE = """
 from neighbour import LIMIT
@@ -68,7 +71,7 @@ def test_the_catalogue() -> None:
     for name in BUILTINS:
         info = RewardRegistry.describe(name)
         assert info.kind in KINDS
-        assert info.range == ((-math.inf, math.inf) if name == "reward_model" else (0, 1))
+        assert info.range == {"reward_model": (-math.inf, math.inf), "mbpp_reward": (-0.5, 1)}.get(name, (0, 1))
         assert info.summary.endswith(".")
     assert RewardRegistry.describe("math_correctness").columns == ("reference",)
     assert RewardRegistry.describe("length").parameters["max_length"] == 500

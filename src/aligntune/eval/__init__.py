@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from aligntune.eval.runner import EvalRunner
     from aligntune.eval.sample_logger import SampleLogger
     from aligntune.eval.tasks.base import EvalKind
+    from aligntune.grading.sandbox import SafeCodeExecutor, TimeoutException
 
 _MODULES = {
     "config": ("EvalConfig", "EvalSettings", "EvalTask", "load_eval_config"),
@@ -58,7 +59,9 @@ _MODULES = {
     "sample_logger": ("SampleLogger",),
     "tasks.base": ("EvalKind",),
 }
-_NAMES = {name: module for module, names in _MODULES.items() for name in names}
+_SANDBOX = "aligntune.grading.sandbox.executor"
+_NAMES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
+_NAMES |= {"SafeCodeExecutor": _SANDBOX, "TimeoutException": _SANDBOX}
 
 __all__ = [
     "AccuracyMetric",
@@ -81,8 +84,10 @@ __all__ = [
     "PreferenceAccuracyMetric",
     "RLEvaluator",
     "RewardMarginMetric",
+    "SafeCodeExecutor",
     "SampleLogger",
     "TaskResult",
+    "TimeoutException",
     "compare",
     "completion_nll",
     "generate_texts",
@@ -92,4 +97,4 @@ __all__ = [
 ]
 
 
-__getattr__, __dir__ = lazy_names(__name__, {name: f"{__name__}.{module}:{name}" for name, module in _NAMES.items()})
+__getattr__, __dir__ = lazy_names(__name__, {name: f"{module}:{name}" for name, module in _NAMES.items()})

@@ -1,0 +1,156 @@
+r"""Rewards that run the program of a text: `code_execution`, `code_correctness`, `stdio_tests` and their kin.
+
+    tests = ["assert add(1, 2) == 3"]
+    answer = "```python\ndef add(a, b):\n    return a + b\n```"
+    get_reward_function("code_execution").compute(answer, test_list=tests)         # 1.0
+
+The program is the text's last fenced block, or the whole text. It runs in the sandbox (`aligntune.grading.sandbox`),
+away from the tests and from this process; what it prints or returns decides nothing but its tests. A row without tests
+scores None and is counted (`no_tests`); verdicts are counted by name.
+
+Source: MBPP (Austin et al. 2021, arXiv:2108.07732), HumanEval (Chen et al. 2021, arXiv:2107.03374). Python only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from aligntune.grading.code import Tests, blocks, judge, program, read_tests, sandbox
+from aligntune.rewards.base import count, reward
+
+Require = Literal["strong", "full", "weak"]
+TIMEOUT = 5.0
+"""Seconds: the order of the published harnesses (3 for HumanEval, 10 for MBPP)."""
+
+
+def _run(source: str, tests: Tests, timeout: float, require: Require) -> tuple[float, str] | None:
+    """Share of tests passed and the verdict; None without tests."""
+    if not tests:
+        count("no_tests")
+        return None
+    result = judge(source, tests, timeout=timeout, require=require)
+    if result.verdict != "passed":
+        count(result.verdict)
+    return result.passed / result.total, result.verdict
+
+
+@reward("code_execution", kind="verifiable")
+def code_execution(
+    text: str,
+    test_list: Any = None,
+    test: Any = None,
+    entry_point: Any = None,
+    test_setup_code: Any = None,
+    prompt: Any = None,
+    *,
+    timeout: PositiveFloat = TIMEOUT,
+    require: Require = "strong",
+) -> float | None:
+    """Share of the row's tests that the program passes.
+
+    Args:
+        test_list: asserts, each one test (MBPP).
+        test: source that defines `check(candidate)`, one test (HumanEval).
+        entry_point: the function under test.
+        test_setup_code: trusted source that runs before the tests.
+        prompt: where it is the beginning of the program, the text goes on with it.
+        timeout: seconds for the program and all its tests.
+        require: the least isolation that is accepted.
+    """
+    tests = read_tests(test_list, test, entry_point, test_setup_code)
+    run = _run(program(text, prompt, tests.entry_point), tests, timeout, require)
+    return None if run is None else run[0]
+
+
+@reward("code_correctness", kind="verifiable")
+def code_correctness(
+    text: str,
+    test_list: Any = None,
+    test: Any = None,
+    entry_point: Any = None,
+    test_setup_code: Any = None,
+    prompt: Any = None,
+    *,
+    timeout: PositiveFloat = TIMEOUT,
+    require: Require = "strong",
+) -> float | None:
+    """1 if the program passes every test of the row, else 0; the arguments are those of `code_execution`."""
+    tests = read_tests(test_list, test, entry_point, test_setup_code)
+    run = _run(program(text, prompt, tests.entry_point), tests, timeout, require)
+    return None if run is None else float(run[1] == "passed")
+
+
+@reward("stdio_tests", kind="verifiable")
+def stdio_tests(
+    text: str, cases: Any, *, timeout: PositiveFloat = TIMEOUT, require: Require = "strong", partial: bool = True
+) -> float | None:
+    """Share of cases in which the program's whole output is the expected one.
+
+    Args:
+        cases: pairs of standard input and output, as lists or mappings with `input` and `output`.
+        timeout: seconds for each case.
+        require: the least isolation that is accepted.
+        partial: False gives 1 for all cases and 0 for fewer.
+    """
+    run = _run(program(text), read_tests(cases=cases), timeout, require)
+    if run is None:
+        return None
+    return run[0] if partial else float(run[1] == "passed")
+
+
+@reward("code_syntax", kind="verifiable")
+def code_syntax(text: str, *, require: Require = "strong") -> float:
+    """1 if the program is not empty and parses, else 0; parsed in the sandbox, because some texts crash the parser.
+
+    Args:
+        require: the least isolation that is accepted.
+    """
+    source = program(text)
+    return float(bool(source.strip()) and sandbox(require).parses(source).verdict == "passed")
+
+
+@reward("mbpp_reward", kind="verifiable", range=(-0.5, 1.0))
+def mbpp_reward(
+    text: str,
+    test_list: Any = None,
+    test_setup_code: Any = None,
+    *,
+    none_passed: float = -0.10,
+    not_run: float = -0.15,
+    timed_out: float = -0.25,
+    format_fault: NonNegativeFloat = 0.02,
+    brevity: NonNegativeFloat = 0.02,
+    brevity_lines: PositiveInt = 20,
+    timeout: PositiveFloat = TIMEOUT,
+    require: Require = "strong",
+) -> float | None:
+    """Share of tests passed, with small penalties for how a program failed and for its form, within [-0.5, 1].
+
+    Args:
+        test_list: asserts, each one test.
+        test_setup_code: trusted source that runs before the tests.
+        none_passed: the score where it runs and passes no test.
+        not_run: the score where it does not parse, load or end by itself.
+        timed_out: the score where it is too slow.
+        format_fault: taken off for each of: no fenced block, several of them, text after the last.
+        brevity: added to a program that passes every test, in full for none of `brevity_lines` lines, falling to 0.
+        brevity_lines: lines, blank ones aside, from which nothing is added.
+        timeout: seconds for the program and all its tests.
+        require: the least isolation that is accepted.
+    """
+    tests = read_tests(test_list, test_setup_code=test_setup_code)
+    source = program(text)
+    run = _run(source, tests, timeout, require)
+    if run is None:
+        return None
+    share, verdict = run
+    score = {"timeout": timed_out, "error": not_run, "refused": not_run}.get(verdict, share if share else none_passed)
+    found = blocks(text)
+    faults = [not found, len(found) > 1, bool(found) and not text.rstrip().endswith("```")]
+    score -= format_fault * sum(faults)
+    if verdict == "passed":
+        lines = sum(bool(line.strip()) for line in source.splitlines())
+        score += brevity * max(0.0, 1 - lines / brevity_lines)
+    return max(-0.5, min(1.0, score))
