@@ -63,7 +63,8 @@ def numbers() -> Any:
         sys.path.insert(0, str(folder))
         import machine
 
-        text = json.dumps({"machine": machine.describe(), "steps": STEPS, "margin": MARGIN, "runs": found}, indent=1)
+        about = {"machine": machine.describe(), "load_average": round(os.getloadavg()[1], 1)}
+        text = json.dumps({**about, "steps": STEPS, "margin": MARGIN, "runs": found}, indent=1)
         (folder / "results" / "learning_gbmpo.json").write_text(text + "\n")
 
 
