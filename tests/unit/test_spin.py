@@ -220,3 +220,27 @@ def test_contradictions_are_refused(tiny_model: Path, tmp_path: Path, changes: d
     with pytest.raises(ConfigurationError) as caught:
         build_config(raw)
     assert said in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_training_that_goes_on_with_an_adapter_resumes_from_its_weights(tiny_model: Path, tmp_path: Path) -> None:
+    """DPO too keeps a copy of such an adapter beside it, in the checkpoint as in memory."""
+    first = runs.trainer("dpo", tiny_model, tmp_path / "first", model__peft={"r": 4}, train__max_steps=2)
+    first.train()
+    changes = {"model__peft": {"r": 4}, "train__max_steps": 4, "train__save_steps": 2}
+    adapter = tmp_path / "first/out"
+    runs.trainer("dpo", adapter, tmp_path / "whole", **changes).train()
+    stopped = runs.trainer("dpo", adapter, tmp_path / "cut", **changes)
+    real = stopped.record
+
+    def stop(step: int, logs: dict[str, Any]) -> None:
+        real(step, logs)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    stopped.record = stop
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert (tmp_path / "cut/out/checkpoint-2/ref").is_dir()
+    runs.trainer("dpo", adapter, tmp_path / "cut", **changes).train("latest")
+    assert runs.logged(tmp_path / "cut/out") == runs.logged(tmp_path / "whole/out")
+    assert runs.same_weights(tmp_path / "cut/out", tmp_path / "whole/out")

@@ -109,7 +109,7 @@ class DPO(Referenced):
         }
 
     def trainer_type(self, base: type) -> type:
-        keeping = "aligntune.core.rl.pairs:keeping_reference"
+        keeping, base = "aligntune.core.rl.pairs:keeping_reference", super().trainer_type(base)
         return import_attribute(keeping)(base) if self.sync_ref_model else base
 
     def trainer_kwargs(self, trainer: Any) -> dict[str, Any]:

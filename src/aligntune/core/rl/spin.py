@@ -152,11 +152,10 @@ class Round(Trainer):
         self._eval_data, self._loaded, self._run = outer._eval_data, loaded, _Shifted(outer, first_step)
 
     def _load(self) -> Any:
-        if self._loaded is None:
-            super()._load()
-            if self.config.model.peft is not None and self.part.base is not None:
-                take_adapter(self._loaded.model, self.part.base)
-        return self._loaded
+        fresh, loaded = self._loaded is None, super()._load()
+        if fresh and self.config.model.peft is not None and self.part.base is not None:
+            take_adapter(loaded.model, self.part.base)
+        return loaded
 
     def go(self, inside: Checkpoint | None) -> tuple[float, float]:
         """Sample, train, evaluate and save; the mean loss of the steps made, and their seconds."""
