@@ -43,6 +43,12 @@ def _share(value: float) -> str:
 TRAIN, HELD_OUT = "training", "held out"
 PANELS = (
     Panel("Loss", "what training lowers", (("loss", TRAIN), ("eval_nll", HELD_OUT), ("eval_loss", HELD_OUT))),
+    Panel(
+        "Labels",
+        "of held-out rows; F1 of entities, or the mean over labels",
+        (("eval_accuracy", "accuracy"), ("eval_f1", "F1"), ("eval_f1_macro", "F1 by label")),
+        text=_share,
+    ),
     Panel("Reward", "mean score of the sampled answers", (("reward", TRAIN), ("eval_reward", HELD_OUT))),
     Panel("Reward components", "mean of each reward by itself", pattern=r"^rewards/(?!total/)(.+)/mean$"),
     Panel(

@@ -123,6 +123,8 @@ def tiles(run: RunData) -> list[Tile]:
     """The key numbers of a run: held-out quality first, then reward or loss, steps, time and memory."""
     found: list[Tile] = []
     for key, label, text in (
+        ("eval_f1", "F1 of entities, held out", percent),
+        ("eval_f1_macro", "F1 by label, held out", percent),
         ("eval_rewards/accuracies", "Preference accuracy, held out", percent),
         ("eval_reward", "Reward, held out", compact),
         ("eval_perplexity", "Perplexity, held out", compact),
