@@ -60,8 +60,9 @@ def config_for(params: dict, schema: str, files: dict[str, Path], model: str, ou
     }
     if "teacher" in cls.__dataclass_fields__:
         config["algo"]["teacher"] = model
-    if "rounds" in cls.__dataclass_fields__:
+    if "rounds" in cls.__dataclass_fields__:  # it samples an answer for every row before it trains
         config["algo"]["rounds"] = 1
+        config["datasets"][0]["max_samples"] = steps * COMPLETIONS
     if schema == "prompt":
         config["generation"] = {"max_prompt_length": 64, "max_completion_length": 24}
     if schema in ("preference", "unpaired"):
