@@ -28,8 +28,20 @@ NOISE = [
 ]
 
 
+ROW = {
+    "reference": "5",
+    "test_list": ["assert f() == 5"],
+    "cases": [["", "5"]],
+    "choices": ["4", "5"],
+}
+"""A row with every column that some reward needs."""
+PARAMS: dict[str, dict] = {
+    "regex": {"pattern": "[0-9]"},
+}
+
+
 def make(name: str):
-    return get_reward_function(name, **({"pattern": "[0-9]"} if name == "regex" else {}))
+    return get_reward_function(name, **PARAMS.get(name, {}))
 
 
 @pytest.mark.parametrize(
@@ -230,14 +242,13 @@ def test_every_reward_keeps_the_contract(name: str) -> None:
     """Hostile text never raises; the same text gives the same score, alone, in a batch, in any order, and after pickling."""
     reward = make(name)
     texts = [*NOISE, "#### 5", "<think>a</think>5", "one two three"]
-    row = {"reference": "5", "test_list": ["assert f() == 5"], "cases": [["", "5"]]}
-    columns = {name: [value] * len(texts) for name, value in row.items()}
+    columns = {name: [value] * len(texts) for name, value in ROW.items()}
     scores = reward.batch(texts, columns)
     low, high = reward.range
     assert all(s is not None and low <= s <= high for s in scores)
-    assert scores == [reward.compute(t, **row) for t in texts]
+    assert scores == [reward.compute(t, **ROW) for t in texts]
     assert reward.batch(texts[::-1], columns) == scores[::-1]
     copy = pickle.loads(pickle.dumps(reward))
     assert type(copy) is type(reward)
     assert copy.params == reward.params
-    assert copy.batch(texts[-3:], {name: [value] * 3 for name, value in row.items()}) == scores[-3:]
+    assert copy.batch(texts[-3:], {name: [value] * 3 for name, value in ROW.items()}) == scores[-3:]

@@ -28,8 +28,8 @@ from aligntune.rewards import (
 from aligntune.rewards.base import KINDS, REWARDS
 
 BUILTINS = [
-    "answer_format", "code_correctness", "code_execution", "code_syntax", "length", "math_correctness", "mbpp_reward",
-    "regex", "reward_model", "stdio_tests", "think_format",
+    "answer_format", "choice", "code_correctness", "code_execution", "code_syntax", "contains", "exact_match", "f1",
+    "length", "math_correctness", "mbpp_reward", "regex", "reward_model", "stdio_tests", "think_format", "xml_tags",
 ]  # fmt: skip
 
 FILE = """

@@ -1,4 +1,4 @@
-r"""Rewards that a rule about the form of the text decides: `answer_format`, `think_format`, `regex`.
+r"""Rewards that a rule about the form of the text decides: `answer_format`, `think_format`, `xml_tags`, `regex`.
 
     get_reward_function("answer_format").compute("6 x 12 = 72\n#### 72")        # 1.0
     get_reward_function("think_format").compute("<think>6 x 12</think>72")      # 1.0
@@ -71,6 +71,42 @@ def think_format(
         if before.strip() or not opened:
             return 0.0
     return float(bool(thought.strip()) and bool(answer.strip()))
+
+
+def _check_tags(params: dict[str, Any]) -> None:
+    tags = params["tags"]
+    if not tags or len(set(tags)) != len(tags) or not all(re.fullmatch(r"[A-Za-z_][\w.-]*", t) for t in tags):
+        raise ValueError(f"tags = {list(tags)}: give different names, without brackets, such as [think, answer]")
+
+
+@reward("xml_tags", kind="verifiable", check=_check_tags)
+def xml_tags(
+    text: str, *, tags: tuple[str, ...] = ("think", "answer"), partial: bool = False, only: bool = False
+) -> float:
+    """1 if each tag stands in the text exactly once, opened and closed, not empty, in the given order, else 0.
+
+    Tags stand one after the other, not inside each other. The default names are those of DeepSeek-R1
+    (arXiv:2501.12948).
+
+    Args:
+        tags: names, in order.
+        partial: the share of tags that are right, instead of all or nothing; one inside another or out of order is
+            wrong.
+        only: nothing but white space may stand outside the tags; otherwise the score is 0.
+    """
+    right, end, outside = 0, 0, ""
+    for tag in tags:
+        opening, closing = f"<{tag}>", f"</{tag}>"
+        if text.count(opening) != 1 or text.count(closing) != 1:
+            continue
+        start, stop = text.find(opening), text.find(closing)
+        if end <= start < stop and text[start + len(opening) : stop].strip():
+            right += 1
+            outside += text[end:start]
+            end = stop + len(closing)
+    if only and (right < len(tags) or (outside + text[end:]).strip()):
+        return 0.0
+    return right / len(tags) if partial else float(right == len(tags))
 
 
 def _check_regex(params: dict[str, Any]) -> None:
