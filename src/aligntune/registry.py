@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the closest of `known` to `name`, and lists what there is (at most 20 names)."""
+    """A hint that names the closest of `known` to `name`, and lists what there is (at most 30 names)."""
     names = sorted(known)
     close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=3, cutoff=0.5)
     close.sort(key=lambda n: sorted(n) != sorted(name.lower()))  # first one whose letters were only mixed up
     guess = next((n for n in names if close and n.lower() == close[0]), None)
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    shown = ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
     return (f"did you mean '{guess}'? " if guess else "") + f"known: {shown}"
 
 

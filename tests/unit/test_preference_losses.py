@@ -527,6 +527,12 @@ def test_a_reference_of_another_vocabulary_is_refused(tiny_model: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_reference_that_is_not_there_is_named_by_its_own_key(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = runs.trainer("kto", tiny_model, tmp_path, algo__reference="./gone")
+    with pytest.raises(ConfigurationError, match=r"algo\.reference: there is no folder './gone'"):
+        trainer.train()
+
+
 # ---- contradictions -------------------------------------------------------------------------------------------------
 
 

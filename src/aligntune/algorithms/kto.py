@@ -27,7 +27,7 @@ from aligntune.algorithms.preference import Referenced
 from aligntune.errors import ValidationError
 
 WIDEST = 4 / 3
-"""Upper end of the advised ratio of the two kinds' total weights; the lower one is 1 (equation 8 of the paper, with 1.33)."""
+"""Upper end of the advised ratio of the two kinds' total weights; the lower one is 1 (equation 8: 1.33)."""
 
 
 @algorithm("kto", trainer="trl:KTOTrainer", args="trl:KTOConfig", data=Schema.UNPAIRED)

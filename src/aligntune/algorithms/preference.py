@@ -104,10 +104,13 @@ def check_vocabulary(config: Any, trainer: Any) -> None:
     """Refuse a reference whose tokens are others than the trained model's.
 
     Raises:
+        ConfigurationError: there is no such model.
         ValidationError: names one token that the two number differently.
     """
     make = import_attribute("aligntune.utils.model_loader:ModelLoader")
     loader = make(config.model, training=False, seed=config.train.seed)
+    with import_attribute("aligntune.utils.model_source:faults_of")("algo.reference"):
+        loader.source  # noqa: B018 - found here, so that its errors name the right key
     theirs, ours = loader.load_tokenizer().get_vocab(), trainer.tokenizer.get_vocab()
     if theirs == ours:
         return

@@ -13,6 +13,8 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +92,16 @@ def find_source(name: str, revision: str | None = None) -> Source:
     if revision is not None:
         return _snapshot_source(name, revision)
     return Source(path=name, base=name, adapter=None, tokenizer=name)
+
+
+@contextmanager
+def faults_of(key: str, revision: str | None = None) -> Iterator[None]:
+    """Errors about a model other than the run's own name `key`, and `revision` or else `key` for its revision."""
+    try:
+        yield
+    except (errors.ConfigurationError, errors.EnvironmentError) as e:
+        said = e.message.replace("model.name_or_path", key).replace("model.revision", revision or key)
+        raise type(e)(said, hint=e.hint, context=e.context) from e
 
 
 def _is_hub_id(name: str) -> bool:

@@ -16,8 +16,7 @@ import random
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from aligntune import errors
-from aligntune.errors import ConfigurationError, TrainingError, ValidationError
+from aligntune.errors import TrainingError, ValidationError
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
@@ -93,16 +92,12 @@ def load_teacher(trainer: Trainer) -> Any:
 
 def _loader(trainer: Trainer) -> Any:
     from aligntune.utils.model_loader import ModelLoader
+    from aligntune.utils.model_source import faults_of
 
     params: Any = trainer.config.algorithm
     loader = ModelLoader(params.teacher_config(trainer.config), training=False, seed=trainer.config.train.seed)
-    try:
+    with faults_of("algo.teacher", "algo.teacher_revision"):
         loader.source  # noqa: B018 - found here, so that its errors name the right key
-    except (ConfigurationError, errors.EnvironmentError) as e:
-        said = e.message.replace("model.name_or_path", "algo.teacher").replace(
-            "model.revision", "algo.teacher_revision"
-        )
-        raise type(e)(said, hint=e.hint) from e
     return loader
 
 

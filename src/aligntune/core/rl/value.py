@@ -179,9 +179,10 @@ def load_reward_trunk(path: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForSequenceClassification
 
-    from aligntune.utils.model_source import find_source
+    from aligntune.utils.model_source import faults_of, find_source
 
-    source = find_source(path)
+    with faults_of("algo.value_model_path"):
+        source = find_source(path)
     if source.adapter is not None:
         raise ConfigurationError(f"algo.value_model_path: {path} is an adapter", hint="merge it into its base first")
     try:
@@ -209,9 +210,10 @@ def check_family(path: str, tokenizer: Any) -> None:
     """
     from transformers import AutoTokenizer
 
-    from aligntune.utils.model_source import find_source
+    from aligntune.utils.model_source import faults_of, find_source
 
-    source = find_source(path)
+    with faults_of("algo.value_model_path"):
+        source = find_source(path)
     try:
         other = AutoTokenizer.from_pretrained(source.tokenizer)
     except (OSError, ValueError) as error:

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from aligntune import errors
 from aligntune.errors import ConfigurationError, RewardError, ValidationError
 from aligntune.registry import nearest
 from aligntune.rewards.base import REWARDS, RewardFunction, Score, count
@@ -181,8 +180,7 @@ class RewardModelReward(RewardFunction):
         else:
             if not tokenizer.chat_template:
                 raise ConfigurationError(
-                    f"the prompts are conversations, and {self.path} is a reward model whose tokenizer has no chat "
-                    "template",
+                    f"cannot read conversations: {self.path} is a reward model whose tokenizer has no chat template",
                     hint="save the tokenizer with the template that the reward model was trained with "
                     "(tokenizer.chat_template), or use plain-text prompts",
                 )
@@ -229,14 +227,11 @@ def load_classifier(path: str, revision: str | None, precision: str, trust_remot
 
     from aligntune.core.config.sections import ModelConfig
     from aligntune.utils.model_loader import _library_faults as library_faults
-    from aligntune.utils.model_source import find_source
+    from aligntune.utils.model_source import faults_of, find_source
     from aligntune.utils.tokenizer import prepare_tokenizer
 
-    try:
+    with faults_of("reward_model"):
         source = find_source(path, revision)
-    except (ConfigurationError, errors.EnvironmentError) as e:  # it speaks of the policy's key
-        said = e.message.replace("model.name_or_path", "reward_model").replace("model.revision", "reward_model")
-        raise type(e)(said, hint=e.hint) from e
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     own = {"revision": revision} if revision is not None else {}
     with library_faults(source):
