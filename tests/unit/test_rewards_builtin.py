@@ -33,11 +33,17 @@ ROW = {
     "test_list": ["assert f() == 5"],
     "cases": [["", "5"]],
     "choices": ["4", "5"],
+    "instruction_id_list": ["punctuation:no_comma", "detectable_format:title"],
+    "kwargs": [{}, {}],
+    "sources": ["one two three"],
 }
 """A row with every column that some reward needs."""
 PARAMS: dict[str, dict] = {
     "regex": {"pattern": "[0-9]"},
+    "language": {"language": "en"},
 }
+EXTRAS = {"language": "py3langid"}
+"""Packages of the extras, by reward."""
 
 
 def make(name: str):
@@ -240,6 +246,8 @@ def test_format_rewards_do_not_pay_for_less(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in list_rewards() if n != "reward_model"])  # it has a test of its own
 def test_every_reward_keeps_the_contract(name: str) -> None:
     """Hostile text never raises; the same text gives the same score, alone, in a batch, in any order, and after pickling."""
+    if name in EXTRAS:
+        pytest.importorskip(EXTRAS[name], reason=f"needs {EXTRAS[name]}, of the extras")
     reward = make(name)
     texts = [*NOISE, "#### 5", "<think>a</think>5", "one two three"]
     columns = {name: [value] * len(texts) for name, value in ROW.items()}
