@@ -128,6 +128,15 @@ def test_unreadable_yaml_is_told(tmp_path):
         build_config(parse_yaml("task: instruction_following\ntrain: &t {adam_beta1: *t}"))
 
 
+def test_a_task_refuses_what_belongs_to_algorithms():
+    raw = {"task": "text_generation", "model": {"name_or_path": "m"}, "dataset": "d"}
+    with pytest.raises(ConfigurationError, match=r"rewards: belongs to runs with an algorithm \(`algo:`\)"):
+        load_config(raw | {"rewards": ["length"]})
+    with pytest.raises(ConfigurationError, match="beta: is not an option of text_generation") as caught:
+        load_config(raw | {"task": {"name": "text_generation", "beta": 0.1}})
+    assert "dpo" in caught.value.hint
+
+
 def test_unknown_algorithm_names_the_nearest_and_a_task_is_pointed_at_its_section():
     assert "did you mean 'grpo'" in refused({**GRPO, "algo": "gpro"}).hint
     assert "write `task: instruction_following`" in refused({**GRPO, "algo": "sft"}).hint

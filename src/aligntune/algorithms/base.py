@@ -69,6 +69,8 @@ class AlgorithmParams:
     evaluator: ClassVar[str] = ""
     fixed: ClassVar[dict[str, Any]] = {}
     """Options of the library that the algorithm itself decides: they are no fields, and setting one is refused."""
+    limits: ClassVar[dict[str, str]] = {}
+    """Why a parameter has its lower limit, and what takes a smaller value: the hint where one is too small."""
 
     def arguments(self, config: Any) -> dict[str, Any]:
         """Values for the TRL configuration class beyond the common ones (`core.arguments`)."""
@@ -173,12 +175,17 @@ def task(
 def explain_unknown(cls: type[AlgorithmParams], key: str) -> str | None:
     """What to say of a key that is no field of `cls`, but of other algorithms, or that `cls` fixes; else None."""
     _import_all()
-    registry = ALGORITHMS if cls.kind == "rl" else TASKS
-    having = [n for n in registry.names() if key in {f.name for f in fields(registry.get(n))}]  # type: ignore[arg-type]
+    own, other = (ALGORITHMS, TASKS) if cls.kind == "rl" else (TASKS, ALGORITHMS)
+    having = _having(own, key) or _having(other, key)
     if key in cls.fixed:
         allowed = f"; algorithms that leave it open: {', '.join(having)}" if having else ""
         return f"{cls.key} fixes it ({cls.fixed[key]}){allowed}"
     return f"is not an option of {cls.key}; algorithms that have it: {', '.join(having)}" if having else None
+
+
+def _having(registry: Registry[type[AlgorithmParams]], key: str) -> list[str]:
+    """Names of the algorithms with a parameter `key`."""
+    return [n for n in registry.names() if key in {f.name for f in fields(registry.get(n))}]  # type: ignore[arg-type]
 
 
 @cache

@@ -88,6 +88,9 @@ class GroupPolicy(AlgorithmParams):
 
     learning_rate: ClassVar[float] = 1e-6  # DeepSeekMath, section 4.2; TRL's GRPOConfig
     uses_rewards: ClassVar[bool] = True
+    limits: ClassVar[dict[str, str]] = {
+        "num_generations": "a completion is compared with the others of its prompt; pace and ppo take single ones"
+    }
 
     num_generations: Annotated[int, Ge(2)] = 8
     """Completions per prompt, G (TRL; DeepSeekMath samples 64)."""

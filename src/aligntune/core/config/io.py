@@ -19,7 +19,14 @@ import yaml
 from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 
-from aligntune.algorithms.base import ALIAS_PARAMETERS, ALIASES, AlgorithmParams, explain_unknown, parse_params
+from aligntune.algorithms.base import (
+    ALIAS_PARAMETERS,
+    ALIASES,
+    AlgorithmParams,
+    algorithm_names,
+    explain_unknown,
+    parse_params,
+)
 from aligntune.core.config.base import UNSET, is_section, to_plain, walk
 from aligntune.core.config.reading import apply_overrides, copy_plain, read_yaml, set_key
 from aligntune.core.config.root import RLConfig, RunConfig, SFTConfig
@@ -80,19 +87,27 @@ def _fault(cls: type, error: Any) -> tuple[str, str]:
     unknown = error["type"] == "unexpected_keyword_argument"
     *parents, last = error["loc"] or ("",)
     steps = [p for p in parents if _is_step(p)] + ([last] if unknown or _is_step(last) else [])
-    path = map(str, steps)
+    path = list(map(str, steps))
     if unknown:  # the key is the user's own, whatever characters it has
         owner = _owner(cls, steps[:-1])
         if issubclass(owner, AlgorithmParams) and (told := explain_unknown(owner, str(last))):
             return ".".join(path), told
         names = [f.name for f in dataclasses.fields(owner)]
+        if owner is SFTConfig and last in ("generation", "rewards"):
+            return ".".join(path), "belongs to runs with an algorithm (`algo:`), and this one has a task; remove it"
         return ".".join(path), f"unknown key; {nearest(str(last).replace('-', '_'), names)}"
     if error["type"] in ("missing", "missing_argument"):
         return ".".join(path), "is missing"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     given = error.get("input")
     shown = f" (got {given!r})" if not isinstance(given, (dict, list)) and given is not None else ""
-    return ".".join(path), message[:1].lower() + message[1:] + shown
+    said, semicolon, fix = (message[:1].lower() + message[1:]).partition("; ")
+    owner = _owner(cls, steps[:-1])
+    if error["type"] == "greater_than_equal" and issubclass(owner, AlgorithmParams) and last in owner.limits:
+        semicolon, fix = "; ", owner.limits[last]
+    if "loss_type" in path and isinstance(given, str) and given in algorithm_names():
+        semicolon, fix = "; ", f"that is an algorithm: write `algo: {given}`"
+    return ".".join(path), said + shown + semicolon + fix
 
 
 def _is_step(part: Any) -> bool:
