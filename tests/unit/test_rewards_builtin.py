@@ -36,13 +36,18 @@ ROW = {
     "instruction_id_list": ["punctuation:no_comma", "detectable_format:title"],
     "kwargs": [{}, {}],
     "sources": ["one two three"],
+    "schema": {"type": "object"},
+    "tools": [{"name": "add", "parameters": {"type": "object"}}],
+    "database": "CREATE TABLE t(x)",
 }
 """A row with every column that some reward needs."""
 PARAMS: dict[str, dict] = {
     "regex": {"pattern": "[0-9]"},
     "language": {"language": "en"},
+    "tool_call": {"reference": []},
+    "sql_result": {"reference": [[5]]},
 }
-EXTRAS = {"language": "py3langid"}
+EXTRAS = {"language": "py3langid", "json_schema": "jsonschema", "tool_call": "jsonschema"}
 """Packages of the extras, by reward."""
 
 

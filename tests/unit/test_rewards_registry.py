@@ -29,8 +29,9 @@ from aligntune.rewards.base import KINDS, REWARDS
 
 BUILTINS = [
     "answer_format", "choice", "citation_check", "code_correctness", "code_execution", "code_syntax", "contains",
-    "counterfactual_math", "exact_match", "f1", "ifeval", "language", "length", "math_correctness", "math_reasoning",
-    "mbpp_reward", "regex", "reward_model", "stdio_tests", "think_format", "xml_tags",
+    "counterfactual_math", "exact_match", "f1", "ifeval", "json_schema", "language", "length", "math_correctness",
+    "math_reasoning", "mbpp_reward", "regex", "reward_model", "sql_result", "stdio_tests", "think_format", "tool_call",
+    "xml_tags",
 ]  # fmt: skip
 
 FILE = """

@@ -34,7 +34,13 @@ from aligntune import errors
 
 STARTUP = 60.0
 """Seconds that the worker may take to import its libraries: half a second when idle, many under load."""
-_PACKAGES = {"math": ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4"), "regex": ()}
+_PACKAGES = {
+    "math": ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4"),
+    "regex": (),
+    "schema": ("jsonschema", "jsonschema_specifications", "referencing", "rpds", "attr", "typing_extensions"),
+    "sql": (),
+}
+_INSTALL = {"math": "math-verify==0.9.0", "schema": "'aligntune[rewards]'"}
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR")
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 
@@ -51,7 +57,7 @@ class Worker:
     """One worker process and the pipes to it.
 
     Args:
-        task: `math` or `regex`, see `worker_main`.
+        task: `math`, `regex`, `schema` or `sql`, see `worker_main`.
     """
 
     def __init__(self, task: str) -> None:
@@ -134,7 +140,7 @@ class Worker:
         if not hello["ready"]:
             raise errors.EnvironmentError(
                 f"the worker for '{self.task}' lacks a package: {hello['error']}",
-                hint="install it: pip install math-verify==0.9.0",
+                hint=f"install it: pip install {_INSTALL[self.task]}",
             )
 
     def _folders(self) -> list[str]:
