@@ -370,3 +370,27 @@ def test_totals_and_rows_of_a_process() -> None:
     assert totals.tolist()[:2] == [3.0, 2.0]
     assert totals[2].isnan()
     assert plugin.local(torch.arange(4)).tolist() == [2, 3]
+
+
+def test_a_run_whose_rewards_never_give_a_score_is_stopped() -> None:
+    import torch
+
+    from aligntune.core.rl.layer import PATIENCE, layered
+    from aligntune.errors import TrainingError
+
+    none, one = torch.full((4, 2), float("nan")), torch.tensor([[float("nan"), 0.0]] * 4)
+    base = type("Base", (Deaf,), {"_calculate_rewards": lambda self, rewards: rewards})
+
+    def run(*generations: Any, start: int = 100) -> None:
+        deaf = layered(base)()
+        deaf.model, deaf.state = SimpleNamespace(training=True), SimpleNamespace(global_step=start)
+        deaf.attach(Plugin(), None, None)
+        for rewards in generations:
+            deaf._calculate_rewards(rewards)
+            deaf.state.global_step += 1
+
+    run(*[none] * (PATIENCE - 1))
+    run(*[none] * (PATIENCE - 1), one, *[none] * PATIENCE)
+    with pytest.raises(TrainingError, match="none of 80 completions in 20 steps had a score") as caught:
+        run(*[none] * PATIENCE)
+    assert "on_error" in caught.value.hint

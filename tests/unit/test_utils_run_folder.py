@@ -53,6 +53,16 @@ def test_an_unfinished_run_with_results_needs_resume(tmp_path: Path) -> None:
     assert read_lines(run.path / "metrics.jsonl")[0]["loss"] == 2.0
 
 
+def test_a_search_with_a_finished_member_needs_resume(tmp_path: Path) -> None:
+    run = RunFolder.claim(tmp_path / "run")
+    (run.path / "meta_es").mkdir()
+    (run.path / "meta_es" / "i000-m00.json").write_text("{}")
+    run.mark_interrupted()
+    with pytest.raises(ConfigurationError, match="did not finish"):
+        RunFolder.claim(run.path)
+    assert RunFolder.claim(run.path, resume=True).resumed
+
+
 def test_a_run_that_failed_before_any_result_may_start_again(tmp_path: Path) -> None:
     run = RunFolder.claim(tmp_path / "run")
     run.write_config({"seed": 1})

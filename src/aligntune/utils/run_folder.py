@@ -45,7 +45,16 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 ROLLOUTS = "rollouts"
-_RESULTS = ("checkpoint-*", "*.safetensors", "*.bin", f"{ROLLOUTS}/*.parquet", METRICS, SAMPLES, "population.jsonl")
+_RESULTS = (
+    "checkpoint-*",
+    "*.safetensors",
+    "*.bin",
+    f"{ROLLOUTS}/*.parquet",
+    METRICS,
+    SAMPLES,
+    "population.jsonl",
+    "meta_es/i*.json",
+)
 
 
 class RunFolder:

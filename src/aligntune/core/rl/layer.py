@@ -34,6 +34,10 @@ HOOKS = {
 """Method of the layer to the plugin's methods that only it calls."""
 
 
+PATIENCE = 20
+"""Optimizer steps from the start after which a run without a single score is an error."""
+
+
 def aggregate(
     values_BT: Any,
     mask_BT: Any,
@@ -110,6 +114,8 @@ def layered(base: type) -> type:
             self._seen: set[str] = set()
             self._in_loss, self._policy_logps, self._step_taken = False, None, False
             self.last_rewards: Any = None  # (N, F), of the latest generation
+            self._unscored: int | None = 0  # completions so far, while not one has had a score
+            self._first_step: int | None = None
             plugin.trainer, plugin.config, plugin.backend = self, config, backend
             plugin.start()
 
@@ -121,7 +127,24 @@ def layered(base: type) -> type:
         def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
             self._seen.add("rewards")
             self.last_rewards = super()._calculate_rewards(*args, **kwargs)
+            if self._unscored is not None and self.model.training:
+                self._check_scored(self.last_rewards)
             return self.last_rewards
+
+        def _check_scored(self, rewards: Any) -> None:
+            """Stop a run whose rewards give no completion a score: nothing would be learned, without a word."""
+            if not rewards.isnan().all():
+                self._unscored = None
+                return
+            self._unscored += rewards.shape[0]
+            if self._first_step is None:
+                self._first_step = self.state.global_step
+            if self.state.global_step - self._first_step + 1 >= PATIENCE:
+                raise TrainingError(
+                    f"none of {self._unscored} completions in {PATIENCE} steps had a score, so nothing was learned",
+                    hint="mend the rewards, which gave None or were left out by on_error: skip; the columns "
+                    "rewards/*/none and rewards/*/errors of metrics.jsonl count them",
+                )
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             self._seen.add("rollout")
