@@ -46,8 +46,14 @@ PARAMS: dict[str, dict] = {
     "language": {"language": "en"},
     "tool_call": {"reference": []},
     "sql_result": {"reference": [[5]]},
+    "soft_overlong": {"unit": "words", "max_length": 3, "cache": 2},
+    "cosine_length": {"unit": "words", "max_length": 3},
+    "sentiment": {"backend": "lexical"},
 }
-EXTRAS = {"language": "py3langid", "json_schema": "jsonschema", "tool_call": "jsonschema"}
+EXTRAS = {
+    "language": "py3langid", "json_schema": "jsonschema", "tool_call": "jsonschema", "bleu": "sacrebleu",
+    "chrf": "sacrebleu", "rouge": "rouge_score", "sentiment": "vaderSentiment",
+}  # fmt: skip
 """Packages of the extras, by reward."""
 
 

@@ -28,11 +28,19 @@ from aligntune.rewards import (
 from aligntune.rewards.base import KINDS, REWARDS
 
 BUILTINS = [
-    "answer_format", "choice", "citation_check", "code_correctness", "code_execution", "code_syntax", "contains",
-    "counterfactual_math", "exact_match", "f1", "ifeval", "json_schema", "language", "length", "math_correctness",
-    "math_reasoning", "mbpp_reward", "regex", "reward_model", "sql_result", "stdio_tests", "think_format", "tool_call",
-    "xml_tags",
+    "answer_format", "bleu", "brevity", "choice", "chrf", "citation_check", "code_correctness", "code_execution",
+    "code_syntax", "compression_ratio", "conciseness", "contains", "cosine_length", "counterfactual_math",
+    "exact_match", "f1", "ifeval", "json_schema", "language", "length", "math_correctness", "math_reasoning",
+    "mbpp_reward", "readability", "regex", "repetition", "reward_model", "rouge", "sentiment", "soft_overlong",
+    "sql_result", "stdio_tests", "think_format", "tool_call", "xml_tags",
 ]  # fmt: skip
+RANGES = {
+    "reward_model": (-math.inf, math.inf),
+    "mbpp_reward": (-0.5, 1),
+    "soft_overlong": (-1, 0),
+    "cosine_length": (-1, 1),
+    "sentiment": (-1, 1),
+}
 
 FILE = """
 from neighbour import LIMIT
@@ -73,7 +81,7 @@ def test_the_catalogue() -> None:
     for name in BUILTINS:
         info = RewardRegistry.describe(name)
         assert info.kind in KINDS
-        assert info.range == {"reward_model": (-math.inf, math.inf), "mbpp_reward": (-0.5, 1)}.get(name, (0, 1))
+        assert info.range == RANGES.get(name, (0, 1))
         assert info.summary.endswith(".")
     assert RewardRegistry.describe("math_correctness").columns == ("reference",)
     assert RewardRegistry.describe("length").parameters["max_length"] == 500

@@ -53,7 +53,7 @@ def length(
         unit: words (separated by white space), characters, or tokens.
         tokenizer: folder or hub id of the tokenizer that counts tokens where no ids are given.
     """
-    n = _count(text, unit, completion_ids, tokenizer)
+    n = measure(text, unit, completion_ids, tokenizer)
     if target_length is not None:
         return max(0.0, 1 - abs(n - target_length) / target_length)
     if n < min_length:
@@ -61,7 +61,17 @@ def length(
     return max(0.0, 1 - (n - max_length) / max_length) if n > max_length else 1.0
 
 
-def _count(text: str, unit: str, ids: Any, tokenizer: str | None) -> int:
+def measure(text: str, unit: str, ids: Any = None, tokenizer: str | None = None) -> int:
+    """The length of a text.
+
+    Args:
+        unit: words (separated by white space), characters, or tokens.
+        ids: the text's token ids, counted for tokens.
+        tokenizer: folder or hub id of the tokenizer that counts where there are none.
+
+    Raises:
+        ConfigurationError: tokens are to be counted, and there are neither ids nor a tokenizer.
+    """
     if unit == "words":
         return len(text.split())
     if unit == "characters" or not text:
