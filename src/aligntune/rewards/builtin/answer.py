@@ -55,6 +55,9 @@ def exact_match(
         where: the answer is the `whole` text after its thought, or the `final` one that it marks
             (`aligntune.grading.extract`).
         normalize: `none` compares the texts as they are, white space around them aside.
+
+    >>> get_reward_function("exact_match").compute("The Seine.", reference="Seine")
+    1.0
     """
     right = golds(reference)
     if not right:
@@ -76,6 +79,9 @@ def f1(text: str, reference: Any, *, where: Where = "whole") -> float | None:
     Args:
         reference: the gold answer, or a list of right ones.
         where: as in `exact_match`.
+
+    >>> get_reward_function("f1").compute("in Paris", reference="Paris, France")
+    0.5
     """
     right = golds(reference)
     if not right:
@@ -105,6 +111,9 @@ def contains(
         whole_words: "art" is not found in "party"; set it to false for scripts without spaces.
         ignore_case: compare without regard to case.
         max_words: a longer text scores 0.
+
+    >>> get_reward_function("contains", mode="share").compute("It is in Paris.", reference=["Paris", "France"])
+    0.5
     """
     terms = golds(reference)
     if not terms:
@@ -135,6 +144,9 @@ def choice(text: str, reference: Any, choices: Any) -> float | None:
     Args:
         reference: label, index from 0, or words of the right option.
         choices: texts (labelled A, B, ...), a mapping of labels to texts, or ARC's lists of both.
+
+    >>> get_reward_function("choice").compute("The answer is (B).", reference="B", choices=["Rome", "Paris"])
+    1.0
     """
     options = read_options(choices)
     gold = gold_label(reference, options)

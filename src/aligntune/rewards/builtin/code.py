@@ -58,6 +58,11 @@ def code_execution(
         prompt: where it is the beginning of the program, the text goes on with it.
         timeout: seconds for the program and all its tests.
         require: the least isolation that is accepted.
+
+    >>> get_reward_function("code_execution").compute(
+    ...     "def f():\\n    return 5", test_list=["assert f() == 5", "assert f() == 6"]
+    ... )
+    0.5
     """
     tests = read_tests(test_list, test, entry_point, test_setup_code)
     run = _run(program(text, prompt, tests.entry_point), tests, timeout, require)
@@ -76,7 +81,13 @@ def code_correctness(
     timeout: PositiveFloat = TIMEOUT,
     require: Require = "strong",
 ) -> float | None:
-    """1 if the program passes every test of the row, else 0; the arguments are those of `code_execution`."""
+    """1 if the program passes every test of the row, else 0; the arguments are those of `code_execution`.
+
+    >>> get_reward_function("code_correctness").compute(
+    ...     "def f():\\n    return 5", test_list=["assert f() == 5", "assert f() == 6"]
+    ... )
+    0.0
+    """
     tests = read_tests(test_list, test, entry_point, test_setup_code)
     run = _run(program(text, prompt, tests.entry_point), tests, timeout, require)
     return None if run is None else float(run[1] == "passed")
@@ -93,6 +104,9 @@ def stdio_tests(
         timeout: seconds for each case.
         require: the least isolation that is accepted.
         partial: False gives 1 for all cases and 0 for fewer.
+
+    >>> get_reward_function("stdio_tests").compute("print(int(input()) + 1)", cases=[["1", "2"], ["2", "4"]])
+    0.5
     """
     run = _run(program(text), read_tests(cases=cases), timeout, require)
     if run is None:
@@ -106,6 +120,9 @@ def code_syntax(text: str, *, require: Require = "strong") -> float:
 
     Args:
         require: the least isolation that is accepted.
+
+    >>> get_reward_function("code_syntax").compute("def f(:")
+    0.0
     """
     source = program(text)
     return float(bool(source.strip()) and sandbox(require).parses(source).verdict == "passed")
@@ -139,6 +156,11 @@ def mbpp_reward(
         brevity_lines: lines, blank ones aside, from which nothing is added.
         timeout: seconds for the program and all its tests.
         require: the least isolation that is accepted.
+
+    >>> get_reward_function("mbpp_reward").compute(
+    ...     "```python\\ndef f():\\n    return 5\\n```", test_list=["assert f() == 6"]
+    ... )
+    -0.1
     """
     tests = read_tests(test_list, test_setup_code=test_setup_code)
     source = program(text)

@@ -39,6 +39,9 @@ def answer_format(text: str, *, style: Literal["hash", "box", "tag"] = "hash", n
         style: `hash`: a last line `#### answer` (GSM8K); `box`: one `\\boxed{answer}`, followed by no more than
             punctuation; `tag`: `<answer>answer</answer>` at the end.
         numeric: the answer must be a plain number, with or without thousands separators.
+
+    >>> get_reward_function("answer_format").compute("2 + 2 = 4\\n#### 4")
+    1.0
     """
     body = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
     answer = {"hash": _hash, "box": _box, "tag": _tag}[style](body.rstrip())
@@ -62,6 +65,9 @@ def think_format(
         open_tag: what opens the thought (DeepSeek-R1's and Qwen's tag).
         close_tag: what closes it.
         opened_in_prompt: the chat template has written the opening tag already, so the text must not.
+
+    >>> get_reward_function("think_format").compute("<think>2 + 2</think>4")
+    1.0
     """
     if text.count(close_tag) != 1 or text.count(open_tag) != (0 if opened_in_prompt else 1):
         return 0.0
@@ -93,6 +99,9 @@ def xml_tags(
         partial: the share of tags that are right, instead of all or nothing; one inside another or out of order is
             wrong.
         only: nothing but white space may stand outside the tags; otherwise the score is 0.
+
+    >>> get_reward_function("xml_tags", tags=["plan", "answer"], partial=True).compute("<plan>add</plan>4")
+    0.5
     """
     right, end, outside = 0, 0, ""
     for tag in tags:
@@ -137,6 +146,9 @@ def regex(
         mode: anywhere (`search`), at the start (`match`), or the whole text (`fullmatch`), as in `re`.
         invert: reward the absence.
         deadline: seconds for one text (ours, as for `math_correctness`).
+
+    >>> get_reward_function("regex", pattern="[0-9]+").compute("about 72")
+    1.0
     """
     try:
         result = _worker.ask({"pattern": pattern, "text": text, "mode": mode}, deadline)

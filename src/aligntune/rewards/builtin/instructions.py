@@ -43,6 +43,11 @@ def ifeval(
         kwargs: one mapping of arguments for each id, or JSON of the list.
         mode: `loose` accepts the text without its first or last line or its asterisks too.
         level: `prompt` gives 1 if all are followed, else 0.
+
+    >>> get_reward_function("ifeval").compute(
+    ...     "No comma here", instruction_id_list=["punctuation:no_comma", "startend:quotation"]
+    ... )
+    0.5
     """
     given = read_instructions(instruction_id_list, kwargs)
     if not given:
@@ -63,6 +68,9 @@ def language(text: str, language: str, *, strict: bool = False) -> float:
     Args:
         language: ISO 639-1 code such as `en`, as a parameter or as a column.
         strict: 1 if all passages are of the language, else 0.
+
+    >>> get_reward_function("language", language="de").compute("Das ist doch ein einfacher Satz.")
+    1.0
     """
     if language not in languages():
         raise ValidationError(f"py3langid knows no language '{language}'", hint=nearest(language, sorted(languages())))
@@ -82,6 +90,9 @@ def citation_check(text: str, sources: Any, *, quotes: bool = True, cite_all: bo
         sources: texts, cited by number from 1, or a mapping of names to texts.
         quotes: check quotations too.
         cite_all: multiply by the share of sources that are cited.
+
+    >>> get_reward_function("citation_check").compute("As was shown [1] and said [3].", sources=["a text", "another"])
+    0.5
     """
     known = _sources(sources)
     body = strip_reasoning(text)

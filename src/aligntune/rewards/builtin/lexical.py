@@ -49,6 +49,9 @@ def sentiment(text: str, *, backend: Literal["lexical"] | None = None, max_words
     Args:
         backend: `lexical`, which has to be written out.
         max_words: words that are judged; a longer text is counted as `truncated`.
+
+    >>> get_reward_function("sentiment", backend="lexical").compute("It is a table.")
+    0.0
     """
     parts = strip_reasoning(text).split(None, max_words)
     if len(parts) > max_words:

@@ -35,6 +35,9 @@ def math_correctness(text: str, reference: Any, *, deadline: PositiveFloat = DEA
     Args:
         reference: the gold answer, a number or text, or a solution that ends in it (`#### 72`).
         deadline: seconds for one comparison; an answer that takes longer is wrong (5: Math-Verify's default).
+
+    >>> get_reward_function("math_correctness").compute("so the answer is 72.0", reference="72")
+    1.0
     """
     if not isinstance(reference, (str, int, float, type(None))):
         raise ValidationError(f"the reference is {type(reference).__name__}, neither text nor a number")
@@ -71,6 +74,9 @@ def math_reasoning(
         needs_answer: a wrong answer scores 0. If false, true steps pay beside a wrong answer too, which `1 + 1 = 2`
             collects.
         deadline: seconds for comparing the answer.
+
+    >>> get_reward_function("math_reasoning").compute("6 + 6 = 13, 13 - 1 = 12 #### 12", reference="12")
+    0.9
     """
     right = math_correctness(text, reference, deadline=deadline)
     if right is None:
@@ -102,6 +108,9 @@ def counterfactual_math(
         original: the gold answer of the unchanged one; None counts nothing.
         answer_weight: as in `math_reasoning`.
         deadline: seconds for comparing the answer.
+
+    >>> get_reward_function("counterfactual_math").compute("6 * 12 = 72 #### 72", reference="84", original="72")
+    0.0
     """
     before = gold_answer(original)
     if before is not None and grade(reference, before, deadline).equal:

@@ -71,6 +71,9 @@ def readability(
         low: least index of full score; None is 6, or 30 for LIX.
         high: greatest; None is 12, or 50 for LIX.
         width: how far outside the score reaches 0; None is half of the band, and 1 at least.
+
+    >>> get_reward_function("readability", low=-8, high=-4).compute("The cat sat on the mat.")
+    1.0
     """
     found = index(strip_reasoning(text), formula)
     if found is None:

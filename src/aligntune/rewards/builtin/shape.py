@@ -64,6 +64,9 @@ def soft_overlong(
         cache: L_cache, the interval of the punishment.
         unit: what is counted.
         tokenizer: what counts tokens where no ids are given.
+
+    >>> get_reward_function("soft_overlong", max_length=8, cache=4, unit="words").compute("a b c d e f")
+    -0.5
     """
     n = measure(text, unit, completion_ids, tokenizer)
     return -min(1.0, max(0.0, (n - (max_length - cache)) / cache))
@@ -106,6 +109,9 @@ def cosine_length(
         unit: what is counted.
         tokenizer: what counts tokens where no ids are given.
         deadline: seconds for comparing the answer.
+
+    >>> get_reward_function("cosine_length", max_length=4, unit="words").compute("so #### 5 apples", reference="5")
+    0.5
     """
     right = math_correctness(text, reference, deadline=deadline)
     if right is None:
@@ -131,6 +137,9 @@ def brevity(
         budget: the length that costs nothing (100 words: ours, a short paragraph).
         unit: what is counted.
         tokenizer: what counts tokens where no ids are given.
+
+    >>> get_reward_function("brevity", budget=2).compute("one two three")
+    0.5
     """
     n = measure(text, unit, completion_ids, tokenizer)
     return 0.0 if not text.strip() else max(0.0, min(1.0, 1 - (n - budget) / budget))
@@ -160,6 +169,9 @@ def conciseness(
         low: the least ratio of full score (0.5: ours).
         high: the greatest (1.2: ours).
         unit: what is counted.
+
+    >>> get_reward_function("conciseness").compute("one", reference="one two three four")
+    0.5
     """
     right = golds(reference)
     if not right:
@@ -184,6 +196,9 @@ def repetition(
         completion_ids: the text's token ids, given in training.
         n: words of an n-gram (4: ours; 3 punishes ordinary prose).
         unit: n-grams of words, or of token ids.
+
+    >>> get_reward_function("repetition", n=1).compute("so so so so")
+    0.25
     """
     if unit == "tokens" and completion_ids is None:
         raise ConfigurationError("counts tokens, but gets no token ids here", hint="write params: {unit: words}")
@@ -204,6 +219,9 @@ def compression_ratio(text: str, *, floor: Annotated[float, Gt(0), Le(1)] = 1 / 
 
     Args:
         floor: the least ratio of full score; 1 / 2.4 is the threshold of Whisper (arXiv:2212.04356, section 4.5).
+
+    >>> get_reward_function("compression_ratio").compute("a short text")
+    1.0
     """
     raw = text.encode("utf-8", "surrogatepass")
     if not text.strip():

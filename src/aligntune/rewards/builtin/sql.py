@@ -50,6 +50,11 @@ def sql_result(
         database: path of a SQLite file, or statements that build one, or a list of them (all must agree).
         order: the order of rows counts if the `gold` query has ORDER BY, `always`, or `never`.
         deadline: seconds for one query on all its databases (5: as the other graders).
+
+    >>> get_reward_function("sql_result").compute(
+    ...     "SELECT count(*) FROM t", reference=[[0]], database="CREATE TABLE t(x)"
+    ... )
+    1.0
     """
     if not reference:
         count("no_reference")

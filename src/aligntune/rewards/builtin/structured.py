@@ -43,6 +43,9 @@ def json_schema(
         schema: a JSON Schema as a mapping or as JSON text, as a parameter or as a column.
         where: the JSON is the `whole` text, its only `fenced` block, or `any` of both.
         deadline: seconds for one text; one that takes longer scores 0, counted as `timeout`.
+
+    >>> get_reward_function("json_schema", schema={"required": ["city"]}).compute('{"city": "Rome"}')
+    1.0
     """
     check_schema(schema)
     value = find_json(text, where)
@@ -77,6 +80,11 @@ def tool_call(
             instead of all or nothing. A call that does not fit its tool counts as none.
         ordered: the calls must come in the gold order.
         deadline: seconds for validating one call.
+
+    >>> get_reward_function("tool_call").compute(
+    ...     '{"name": "now", "arguments": {}}', reference=[{"name": "now", "arguments": {}}]
+    ... )
+    1.0
     """
     gold = None if reference is None else _read_calls(_value(reference, "reference"))
     known = None if tools is None else _read_tools(_value(tools, "tools"))

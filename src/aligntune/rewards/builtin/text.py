@@ -52,6 +52,9 @@ def length(
         completion_ids: the text's token ids, given in training; unit `tokens` counts them.
         unit: words (separated by white space), characters, or tokens.
         tokenizer: folder or hub id of the tokenizer that counts tokens where no ids are given.
+
+    >>> get_reward_function("length", min_length=5, max_length=20).compute("one two three")
+    0.6
     """
     n = measure(text, unit, completion_ids, tokenizer)
     if target_length is not None:
