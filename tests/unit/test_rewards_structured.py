@@ -282,3 +282,13 @@ def test_sql_rows_that_cannot_be_judged(row: dict, what: str) -> None:
     columns = {"reference": "SELECT 1", "database": DATABASE, **row}
     with pytest.raises(RewardError, match=what):
         get_reward_function("sql_result").batch(["SELECT 1"], {k: [v] for k, v in columns.items()})
+
+
+def test_sql_functions_that_are_not_let_through() -> None:
+    from aligntune.grading.worker_sql import Database
+
+    database = Database(None, DATABASE)
+    for query in ("SELECT random()", "SELECT hex(randomblob(2))", "SELECT * FROM pragma_table_info('city')"):
+        with pytest.raises(sqlite3.DatabaseError, match=r"not authorized|prohibited"):
+            database.run(query, float("inf"))
+    assert database.run("SELECT max(people) FROM city", float("inf")) == ([(2800,)], True)

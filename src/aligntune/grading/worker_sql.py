@@ -18,6 +18,8 @@ MAX_ROWS = 20_000
 """Rows after which a result is given up: it is not the gold one, which is refused at that size."""
 MAX_VALUE = 1_000_000
 """Bytes of one value, and of the query."""
+GOLD_LIMIT = 30.0
+"""Seconds for a gold query."""
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _FORBIDDEN = {
     "load_extension", "random", "randomblob", "zeroblob", "readfile", "writefile", "edit", "fts3_tokenizer",
@@ -89,11 +91,11 @@ def _database(path: str | None, stamp: Any, script: str | None) -> Database:
 
 
 @lru_cache(maxsize=1024)
-def _gold(path: str | None, stamp: Any, script: str | None, query: str, limit: float) -> tuple[Any, bool]:
+def _gold(path: str | None, stamp: Any, script: str | None, query: str) -> tuple[Any, bool]:
     try:
-        rows, reads = _database(path, stamp, script).run(query, time.monotonic() + limit)
+        rows, reads = _database(path, stamp, script).run(query, time.monotonic() + GOLD_LIMIT)
     except TimeoutError as e:
-        raise Refused(f"the gold query takes more than {limit:g} s") from e
+        raise Refused(f"the gold query takes more than {GOLD_LIMIT:g} s") from e
     except (sqlite3.Error, sqlite3.Warning) as e:
         raise Refused(f"the gold query fails: {e}") from e
     return rows, reads
@@ -112,28 +114,33 @@ def _table(rows: Any, ordered: bool) -> Any:
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """One query against its gold side, on each database.
+    """Load the databases and run the gold query (`prepare`), or compare one query with it on each database.
 
     Returns:
-        `{"verdict": "equal" | "different" | "error" | "timeout" | "no_table"}`, or `{"refused": why}`.
+        `{"verdict": "ready" | "equal" | "different" | "error" | "timeout" | "no_table"}`, or `{"refused": why}`.
     """
     end = time.monotonic() + request["deadline"] * 0.9
-    query, ordered, gold_rows = request["query"], request["ordered"], request.get("rows")
+    sides = []
     for place in request["databases"]:
         where = (place.get("path"), tuple(place.get("stamp") or ()), place.get("script"))
         try:
-            database = _database(*where)
-            gold, needs = (gold_rows, False) if gold_rows is not None else _gold(*where, request["gold"], 5.0)
+            gold = (request["rows"], False) if "rows" in request else _gold(*where, request["gold"])
+            sides.append((_database(*where), *gold))
         except Refused as e:
             return {"refused": str(e)}
-        try:
-            rows, reads = database.run(query, end)
-        except TimeoutError:
-            return {"verdict": "timeout"}
-        except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as e:
-            return {"verdict": "error", "error": str(e)[:200]}
-        if needs and not reads:
-            return {"verdict": "no_table"}
-        if _table(rows, ordered) != _table(gold, ordered):
-            return {"verdict": "different"}
-    return {"verdict": "equal"}
+    if request.get("prepare"):
+        return {"verdict": "ready"}
+    verdicts = (_compare(*side, request["query"], request["ordered"], end) for side in sides)
+    return {"verdict": next((v for v in verdicts if v != "equal"), "equal")}
+
+
+def _compare(database: Database, gold: Any, needs: bool, query: str, ordered: bool, end: float) -> str:
+    try:
+        rows, reads = database.run(query, end)
+    except TimeoutError:
+        return "timeout"
+    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError):
+        return "error"
+    if needs and not reads:
+        return "no_table"
+    return "equal" if _table(rows, ordered) == _table(gold, ordered) else "different"

@@ -26,6 +26,8 @@ from aligntune.rewards.base import count, reward
 
 MAX_QUERY = 20_000
 """Characters of a query; longer ones are not run."""
+PREPARE = 60.0
+"""Seconds for copying the databases and for the gold query, which are kept for the next text."""
 _ORDERED = re.compile(r"\border\s+by\b(?![^()]*\))", re.IGNORECASE)
 _worker = Worker("sql")
 
@@ -73,17 +75,26 @@ def sql_result(
         if any(isinstance(row, (str, Mapping)) or any(isinstance(v, (list, dict)) for v in row) for row in reference):
             raise ValidationError("the gold rows are no table", hint="give a list of lists of plain values, or SQL")
         request |= {"rows": [list(row) for row in reference], "ordered": order == "always"}
-    try:
-        result = _worker.ask(request, deadline)
-    except WorkerTimeout:
-        result = {"verdict": "timeout"}
-    except WorkerDied:
-        result = {"verdict": "error"}
-    if "refused" in result:
-        raise ValidationError(result["refused"], hint="check the row's columns reference and database")
+    result = _ask(request, deadline)
     if result["verdict"] in ("timeout", "error", "no_table"):
         count(result["verdict"])
     return float(result["verdict"] == "equal")
+
+
+def _ask(request: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """Prepare the gold side, which has a time of its own, and judge the query."""
+    try:
+        ready = _worker.ask({**request, "prepare": True}, PREPARE)
+    except (WorkerTimeout, WorkerDied) as e:
+        ready = {"refused": f"the database cannot be loaded: {e}"}
+    if "refused" in ready:
+        raise ValidationError(ready["refused"], hint="check the row's columns reference and database")
+    try:
+        return _worker.ask(request, deadline)
+    except WorkerTimeout:
+        return {"verdict": "timeout"}
+    except WorkerDied:
+        return {"verdict": "error"}
 
 
 def _query(text: str) -> str:
