@@ -54,6 +54,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
     resumed = runs.trainer(kind, tiny_model, tmp_path / "stopped", train__max_steps=STEPS)
     result = resumed.train(resume="latest")
+    assert not any("other settings" in note for note in resumed.notes)
     assert runs.same_weights(folder, straight.config.output_dir)
     assert runs.logged(folder) == runs.logged(straight.config.output_dir)
     assert runs.logged(folder, "step")[:STEPS] == list(range(1, STEPS + 1))
@@ -96,6 +97,17 @@ def test_policy_optimisation_resumes_in_a_later_epoch(
     for metric in ("loss", "reward", "entropy", "kl"):
         assert runs.logged(resumed.config.output_dir, metric) == runs.logged(folder, metric)[4:], metric
     assert runs.logged(folder, "reward") != [0.0] * 8
+
+
+def test_settings_that_a_resume_changes_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    runs.trainer("dpo", tiny_model, tmp_path, train__max_steps=2, train__save_steps=1).train()
+    (tmp_path / "out" / "model.safetensors").unlink()  # as if it had been stopped
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "status": "interrupted"}))
+    again = runs.trainer("dpo", tiny_model, tmp_path, train__max_steps=3, train__save_steps=1, algo__beta=0.3)
+    again.train(resume="latest")
+    (note,) = [n for n in again.notes if "other settings" in n]
+    assert note == "resumed with other settings than before: train.max_steps 2 -> 3; algo.beta 0.1 -> 0.3"
 
 
 def test_rollouts_of_a_resumed_run_stand_once(

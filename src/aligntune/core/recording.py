@@ -7,9 +7,11 @@ The files themselves are the run folder's (`aligntune.utils.run_folder`); the tr
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntune.core.config.io import effective
+from aligntune.utils.run_folder import CONFIG
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
@@ -20,7 +22,10 @@ def write_header(run: Trainer, code: dict[str, Any]) -> None:
     from aligntune.utils import manifest
     from aligntune.utils.device import DeviceManager
 
-    run._run.write_config(effective(run.config))
+    resolved = effective(run.config)
+    if changed := _changes(run._run.path / CONFIG, resolved):
+        run._tell([f"resumed with other settings than before: {'; '.join(changed)}"])
+    run._run.write_config(resolved)
     sources = {r.name: r.source for r in run.rewards.components} if run.rewards is not None else {}
     entries = manifest.collect(
         run.config,
@@ -38,6 +43,23 @@ def write_header(run: Trainer, code: dict[str, Any]) -> None:
         },
     )
     run._run.update_manifest(entries)
+
+
+def _changes(before: Path, now: dict[str, Any]) -> list[str]:
+    """Keys of a resumed run whose values are not those of its first part, as `key was -> is`."""
+    import yaml
+
+    if not before.is_file():
+        return []
+    old, new = _flat(yaml.safe_load(before.read_text(encoding="utf-8"))), _flat(now)
+    return [f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested mappings; a list is one value."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}.{name}".lstrip(".")).items()}
 
 
 def record_rollouts(
