@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -168,6 +169,15 @@ def test_dry_run_prints_the_resolved_config_and_writes_nothing(cli: Any, folder:
     assert build_config(loaded) == build_config({**SFT, "train": {"max_steps": 7}})
     assert "trainer: TRLSFTTrainer" in ran.out
     assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def test_dry_run_refuses_what_the_backend_would_refuse(cli: Any, folder: Path) -> None:
+    pytest.importorskip("torch")
+    if importlib.util.find_spec("unsloth") is None:
+        pytest.skip("Unsloth is not installed")
+    ran = cli("train", "sft.yaml", "--dry-run", "backend=unsloth", "task.packing=true")
+    assert ran.code == 2
+    assert "task.packing has no effect on Unsloth's CPU backend" in ran.err
 
 
 def test_dry_run_json(cli: Any, folder: Path) -> None:

@@ -142,6 +142,7 @@ def _kind(raw: dict[str, Any], overrides: list[str], keywords: dict[str, Any], f
 
 
 def _describe(config: RLConfig | SFTConfig) -> Output:
+    from aligntune.core.backend import BACKENDS, get_backend
     from aligntune.core.backend_factory import describe
     from aligntune.core.checks import check_packages
     from aligntune.core.config import dump_config
@@ -150,6 +151,8 @@ def _describe(config: RLConfig | SFTConfig) -> Output:
 
     check_packages(config)
     RunFolder.check(config.output_dir)
+    if BACKENDS[config.backend].available:
+        get_backend(config.backend).check(config)
     for source in (*config.sources, config.evaluation.dataset):
         if source is not None and source.preset is not None:
             get_preset(source.preset)

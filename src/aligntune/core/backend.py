@@ -50,6 +50,13 @@ class Backend(ABC):
             EnvironmentError: a package is missing, or another backend was imported first.
         """
 
+    def check(self, config: RunConfig) -> None:  # noqa: B027  a backend may have nothing to refuse
+        """Refuse what `prepare` would refuse on this machine, without importing the stack (for a dry run).
+
+        Raises:
+            ConfigurationError: a setting that this backend cannot keep here.
+        """
+
     @abstractmethod
     def load_model(self, config: RunConfig) -> Any:
         """Model and tokenizer as `aligntune.utils.Loaded`, with adapters applied."""

@@ -42,6 +42,13 @@ class UnslothBackend(Backend):
         else:
             _refuse_on_gpu(config)
 
+    def check(self, config: RunConfig) -> None:
+        """Refuse what its CPU backend would ignore, where there is no GPU."""
+        from aligntune.utils.device import DeviceManager
+
+        if DeviceManager("auto").device == "cpu":
+            _refuse_on_cpu(config)
+
     def _import(self) -> None:
         os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
         os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
