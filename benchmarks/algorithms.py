@@ -38,14 +38,23 @@ PARAMETERS = {
     "counterfactual_grpo, no spans": {"name": "counterfactual_grpo", "mode": "uniform"},
     "gbmpo prob_l2": {"name": "gbmpo", "divergence": "prob_l2"},
     "gbmpo l2_kl": {"name": "gbmpo", "divergence": "l2_kl"},
+    "grpo, 128 prompts": {"name": "grpo"},
+    "pace, 128 prompts": {"name": "pace", "num_generations": 1},
 }
+PROMPTS = {"grpo, 128 prompts": 128, "pace, 128 prompts": 128}
+"""Rows with other prompts per step than 8. A small model samples 8 short completions nearly as slowly as 24, so what
+single completions save shows only where the batch is large."""
+AGAINST = {"pace, 128 prompts": "grpo, 128 prompts"}
+"""Rows whose baseline is not the plain algorithm of their data."""
 """Further rows of the table beside each algorithm's defaults, or in their place. The base model writes no `####`; a
 space is the marker that its running sums have. The cost of a span is the difference of the two rows of counterfactual
 GRPO, divided by `counterfactual/forward_rows`."""
 LEFT_OUT = ("meta_es",)
 
 
-def config_for(params: dict, schema: str, files: dict[str, Path], model: str, output: str, steps: int) -> dict:
+def config_for(
+    params: dict, schema: str, files: dict[str, Path], model: str, output: str, steps: int, prompts: int | None = None
+) -> dict:
     """The file of one measured run."""
     from aligntune.algorithms.base import get_algorithm
 
@@ -69,8 +78,9 @@ def config_for(params: dict, schema: str, files: dict[str, Path], model: str, ou
         config["train"]["per_device_batch_size"] = COMPLETIONS // 2
     if cls.uses_rewards:
         config["rewards"] = [{"type": "math_correctness"}]
-    if params.get("num_generations") == 1:  # the same prompts per step as G = 8
-        config["train"]["per_device_batch_size"] = COMPLETIONS // 8
+    if prompts or params.get("num_generations") == 1:  # the same prompts per step as G = 8
+        each = params.get("num_generations", 8)
+        config["train"]["per_device_batch_size"] = (prompts or COMPLETIONS // 8) * each
     return config
 
 
@@ -115,7 +125,7 @@ def rows_to_measure(only: list[str] | None) -> dict[str, tuple[dict, str]]:
     wanted = {label: p for label, p in wanted.items() if p["name"] in algorithm_names()}
     if only:
         names = {*only, "grpo", "dpo"}
-        wanted = {label: p for label, p in wanted.items() if p["name"] in names}
+        wanted = {label: p for label, p in wanted.items() if p["name"] in names or label in names}
     return {label: (p, str(get_algorithm(p["name"]).data)) for label, p in wanted.items()}
 
 
@@ -143,8 +153,8 @@ def summarise(measured: dict[str, list[dict]], rows: dict[str, tuple[dict, str]]
         label: {key: statistics.median(run[key] for run in runs) for key in keys} for label, runs in measured.items()
     }
     for label, values in table.items():
-        base = table[BASELINE[rows[label][1]]]
-        values["against"] = BASELINE[rows[label][1]]
+        values["against"] = AGAINST.get(label, BASELINE[rows[label][1]])
+        base = table[values["against"]]
         values["ratios"] = {key: round(values[key] / base[key], 3) for key in keys if base[key]}
         values["last"] = measured[label][-1]["last"]
     return table
@@ -174,11 +184,13 @@ def main() -> None:
         for number in range(options.rounds):
             for label, (params, schema) in rows.items():
                 output = folder / f"{label}-{number}".replace(" ", "-")
-                config = config_for(params, schema, files, str(BASE_MODEL), str(output), options.steps)
+                config = config_for(
+                    params, schema, files, str(BASE_MODEL), str(output), options.steps, PROMPTS.get(label)
+                )
                 path = output.with_suffix(".yaml")
                 path.write_text(yaml.safe_dump(config))
                 environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-                command = [sys.executable, __file__, "--worker", str(path)]
+                command = [sys.executable, str(HERE / "algorithms.py"), "--worker", str(path)]
                 done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
                 if done.returncode:
                     raise SystemExit(f"{label} failed:\n{done.stderr[-3000:]}")
