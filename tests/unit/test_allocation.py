@@ -60,4 +60,4 @@ print(faults())
     for mode in ("plain", "steady"):
         done = subprocess.run([sys.executable, "-c", program, mode], capture_output=True, text=True, check=True)
         count[mode] = int(done.stdout)
-    assert count["steady"] < 0.1 * count["plain"]
+    assert count["steady"] < max(0.1 * count["plain"], 100)  # a plain heap may keep it by chance
