@@ -82,4 +82,6 @@ def test_a_string_may_stand_for_a_data_set_or_a_reward() -> None:
 def test_the_reference_page_is_fresh(repo: Path) -> None:
     script = repo / "scripts" / "configuration_tables.py"
     done = subprocess.run([sys.executable, script, "--check"], check=False)
-    assert done.returncode == 0, "docs/configuration.md or docs/algorithms.md is out of date: run scripts/configuration_tables.py"
+    assert done.returncode == 0, (
+        "docs/configuration.md or docs/algorithms.md is out of date: run scripts/configuration_tables.py"
+    )
