@@ -7,14 +7,12 @@ the way that earns more. With `ALIGNTUNE_RECORD=1` in the environment the number
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import learning
 import runs
 
 pytestmark = pytest.mark.slow
@@ -33,43 +31,14 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The quickstart's data, and its base model after a short supervised training."""
-    from aligntune.core.backend_factory import create_trainer
-    from aligntune.quickstart import BASE_MODEL
-    from aligntune.quickstart.problems import write_datasets
-
-    folder = tmp_path_factory.mktemp("start")
-    data = write_datasets(folder / "data")
-    taught = create_trainer(
-        {
-            "task": "instruction_following",
-            "model": {"name_or_path": str(BASE_MODEL), "max_seq_length": 64},
-            "dataset": str(data["sft"]),
-            "train": {"learning_rate": 1e-3, "per_device_batch_size": 64, "max_steps": 120, "seed": 0},
-            "output_dir": str(folder / "sft"),
-        }
-    )
-    taught.train()
-    return {"model": folder / "sft", "prompts": data["rl"]}
+    """The taught model and its data."""
+    return learning.taught_start(tmp_path_factory.mktemp("start"))
 
 
 @pytest.fixture(scope="module")
 def numbers() -> Any:
     """What the tests measure, written down at the end if asked for."""
-    found: dict[str, dict[str, Any]] = {}
-    yield found
-    if os.environ.get("ALIGNTUNE_RECORD"):
-        folder = Path(__file__).parents[2] / "benchmarks"
-        sys.path.insert(0, str(folder))
-        import machine
-
-        about = {"machine": machine.describe(), "load_average": round(os.getloadavg()[1], 1)}
-        text = json.dumps({**about, "steps": STEPS, "margin": MARGIN, "runs": found}, indent=1)
-        (folder / "results" / "learning_gbmpo.json").write_text(text + "\n")
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    yield from learning.recorded("gbmpo", steps=STEPS, margin=MARGIN)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -91,12 +60,12 @@ def test_the_mean_reward_rises(case: str, seed: int, start: dict[str, Path], num
     )
     result = run.train()
     rewards, divergence = (runs.logged(run.config.output_dir, key) for key in ("reward", "divergence"))
-    before, after = mean(rewards[:5]), mean(rewards[-5:])
+    before, after = learning.mean(rewards[:5]), learning.mean(rewards[-5:])
     numbers.setdefault(case, {})[str(seed)] = {
         "before": round(before, 4),
         "after": round(after, 4),
-        "divergence": round(mean(divergence[-5:]), 6),
-        "kl": round(mean(runs.logged(run.config.output_dir, "kl")[-5:]), 4),
+        "divergence": round(learning.mean(divergence[-5:]), 6),
+        "kl": round(learning.mean(runs.logged(run.config.output_dir, "kl")[-5:]), 4),
         "seconds": round(result.training_time, 1),
     }
     assert len(rewards) == STEPS

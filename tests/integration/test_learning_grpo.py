@@ -8,14 +8,12 @@ on the same problems before and after, sampled as in training: a mean over the f
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import learning
 import runs
 
 pytestmark = pytest.mark.slow
@@ -39,38 +37,14 @@ HELD_OUT = 300
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The quickstart's data, and its base model after a short supervised training."""
-    from aligntune.core.backend_factory import create_trainer
-    from aligntune.quickstart import BASE_MODEL
-    from aligntune.quickstart.problems import write_datasets
-
-    folder = tmp_path_factory.mktemp("start")
-    data = write_datasets(folder / "data")
-    taught = create_trainer(
-        {
-            "task": "instruction_following",
-            "model": {"name_or_path": str(BASE_MODEL), "max_seq_length": 64},
-            "dataset": str(data["sft"]),
-            "train": {"learning_rate": 1e-3, "per_device_batch_size": 64, "max_steps": 120, "seed": 0},
-            "output_dir": str(folder / "sft"),
-        }
-    )
-    taught.train()
-    return {"model": folder / "sft", "prompts": data["rl"], "held": data["test"]}
+    """The taught model and its data."""
+    return learning.taught_start(tmp_path_factory.mktemp("start"))
 
 
 @pytest.fixture(scope="module")
 def numbers() -> Any:
     """What the tests measure, written down at the end if asked for."""
-    found: dict[str, dict[str, Any]] = {}
-    yield found
-    if os.environ.get("ALIGNTUNE_RECORD"):
-        folder = Path(__file__).parents[2] / "benchmarks"
-        sys.path.insert(0, str(folder))
-        import machine
-
-        text = json.dumps({"machine": machine.describe(), "margin": MARGIN, "runs": found}, indent=1)
-        (folder / "results" / "learning_grpo.json").write_text(text + "\n")
+    yield from learning.recorded("grpo", margin=MARGIN)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -92,7 +66,7 @@ def test_the_mean_reward_rises(name: str, seed: int, start: dict[str, Path], num
             "train": train,
             "generation": {"max_prompt_length": 34, "max_completion_length": 30},
             "evaluation": {
-                "dataset": {"name": str(start["held"]), "max_samples": HELD_OUT}, "temperature": 1.0, "batch_size": 100,
+                "dataset": {"name": str(start["test"]), "max_samples": HELD_OUT}, "temperature": 1.0, "batch_size": 100,
             },
             "logging": {"steps": 1, "rollouts": False, "samples": 0},
             "output_dir": str(tmp_path / "out"),

@@ -11,13 +11,12 @@ divergence on held-out answers. With `ALIGNTUNE_RECORD=1` in the environment the
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import learning
 import runs
 
 pytestmark = pytest.mark.slow
@@ -33,44 +32,23 @@ DIVERGENCE_FALL = 0.3
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The quickstart's prompts; sums worked out, 100 of them held out; and the taught model."""
-    from aligntune.core.backend_factory import create_trainer
-    from aligntune.quickstart import BASE_MODEL
-    from aligntune.quickstart.problems import sample, worked, write_datasets
+    """The taught model and its prompts; sums worked out, 100 of them held out."""
+    from aligntune.quickstart.problems import sample, worked
 
     folder = tmp_path_factory.mktemp("start")
-    data = write_datasets(folder / "data")
-    found = {"model": folder / "sft", "prompts": data["rl"]}
+    found = learning.taught_start(folder)
     for name, split, size in (("worked", "rl", 320), ("held_out", "test", 100)):
         rows = [{"prompt": p.question, "completion": worked(p)} for p in sample(split, size, seed=0)]
         found[name] = runs.write_rows(folder / f"{name}.jsonl", rows)
-    create_trainer(
-        {
-            "task": "instruction_following",
-            "model": {"name_or_path": str(BASE_MODEL), "max_seq_length": 64},
-            "dataset": str(data["sft"]),
-            "train": {"learning_rate": 1e-3, "per_device_batch_size": 64, "max_steps": 120, "seed": 0},
-            "output_dir": str(folder / "sft"),
-        }
-    ).train()
     return found
 
 
 @pytest.fixture(scope="module")
 def numbers() -> Any:
     """What the tests measure, written down at the end if asked for."""
-    found: dict[str, dict[str, Any]] = {}
-    yield found
-    if os.environ.get("ALIGNTUNE_RECORD"):
-        folder = Path(__file__).parents[2] / "benchmarks"
-        sys.path.insert(0, str(folder))
-        import machine
-
-        file = folder / "results" / "learning_online.json"
-        before = json.loads(file.read_text())["runs"] if file.exists() else {}
-        margins = {"online_dpo": REWARD_RISE, "spin": PREFERENCE_RISE, "gkd": DIVERGENCE_FALL}
-        said = {"machine": machine.describe(), "margins": margins, "runs": {**before, **found}}
-        file.write_text(json.dumps(said, indent=1) + "\n")
+    yield from learning.recorded(
+        "online", margins={"online_dpo": REWARD_RISE, "spin": PREFERENCE_RISE, "gkd": DIVERGENCE_FALL}
+    )
 
 
 def started(algo: dict[str, Any], model: Any, rows: Path, folder: Path, **sections: Any) -> Any:
@@ -89,10 +67,6 @@ def started(algo: dict[str, Any], model: Any, rows: Path, folder: Path, **sectio
     )
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_online_dpo_raises_the_reward(seed: int, start: dict[str, Path], numbers: Any, tmp_path: Path) -> None:
     run = started(
@@ -106,7 +80,7 @@ def test_online_dpo_raises_the_reward(seed: int, start: dict[str, Path], numbers
     )
     result = run.train()
     rewards = runs.logged(run.config.output_dir, "reward")
-    before, after = mean(rewards[:5]), mean(rewards[-5:])
+    before, after = learning.mean(rewards[:5]), learning.mean(rewards[-5:])
     numbers[f"online_dpo, seed {seed}"] = {
         "reward before": round(before, 4),
         "after": round(after, 4),
@@ -131,7 +105,7 @@ def preference(run: Any, base: Path, rows: list[dict[str, Any]]) -> float:
         pairs = [(prompts[i], [{"role": "assistant", "content": answers[i]}]) for i in differs]
         now, then = (sequence_logprobs(m, run.tokenizer, pairs, 50) for m in (run.model, model))
         rewards.append([a[0] - b[0] for a, b in zip(now, then, strict=True)])
-    return mean([(a > b) + 0.5 * (a == b) for a, b in zip(*rewards, strict=True)])
+    return learning.mean([(a > b) + 0.5 * (a == b) for a, b in zip(*rewards, strict=True)])
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -8,14 +8,12 @@ because PACE chooses its own prompts. With `ALIGNTUNE_RECORD=1` in the environme
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import learning
 import runs
 
 pytestmark = pytest.mark.slow
@@ -34,42 +32,14 @@ HELD_OUT = 200
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The quickstart's data, and its base model after a short supervised training."""
-    from aligntune.core.backend_factory import create_trainer
-    from aligntune.quickstart import BASE_MODEL
-    from aligntune.quickstart.problems import write_datasets
-
-    folder = tmp_path_factory.mktemp("start")
-    data = write_datasets(folder / "data", sizes={"test": HELD_OUT})
-    taught = create_trainer(
-        {
-            "task": "instruction_following",
-            "model": {"name_or_path": str(BASE_MODEL), "max_seq_length": 64},
-            "dataset": str(data["sft"]),
-            "train": {"learning_rate": 1e-3, "per_device_batch_size": 64, "max_steps": 120, "seed": 0},
-            "output_dir": str(folder / "sft"),
-        }
-    )
-    taught.train()
-    return {"model": folder / "sft", "prompts": data["rl"], "test": data["test"]}
+    """The taught model and its data."""
+    return learning.taught_start(tmp_path_factory.mktemp("start"), test=HELD_OUT)
 
 
 @pytest.fixture(scope="module")
 def numbers() -> Any:
     """What the tests measure, written down at the end if asked for."""
-    found: dict[str, dict[str, Any]] = {}
-    yield found
-    if os.environ.get("ALIGNTUNE_RECORD"):
-        folder = Path(__file__).parents[2] / "benchmarks"
-        sys.path.insert(0, str(folder))
-        import machine
-
-        told = {"machine": machine.describe(), "steps": STEPS, "held_out": HELD_OUT, "margin": MARGIN, "runs": found}
-        (folder / "results" / "learning_pace.json").write_text(json.dumps(told, indent=1) + "\n")
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    yield from learning.recorded("pace", steps=STEPS, held_out=HELD_OUT, margin=MARGIN)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -97,12 +67,12 @@ def test_the_reward_rises(case: str, seed: int, start: dict[str, Path], numbers:
     found = {
         "before": round(before, 4),
         "after": round(after, 4),
-        "sampled_first_5": round(mean(runs.logged(out, "reward")[:5]), 4),
-        "sampled_last_5": round(mean(runs.logged(out, "reward")[-5:]), 4),
+        "sampled_first_5": round(learning.mean(runs.logged(out, "reward")[:5]), 4),
+        "sampled_last_5": round(learning.mean(runs.logged(out, "reward")[-5:]), 4),
         "seconds": round(result.training_time, 1),
     }
     keys = ("counterfactual/spans", "counterfactual/positive") if "pace" not in case else ("pace/value", "pace/drift")
-    found |= {key: round(mean(runs.logged(out, key)), 4) for key in keys}
+    found |= {key: round(learning.mean(runs.logged(out, key)), 4) for key in keys}
     numbers.setdefault(case, {})[str(seed)] = found
     print(case, seed, found)
     assert len(runs.logged(out, "reward")) == STEPS

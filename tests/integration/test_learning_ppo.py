@@ -6,14 +6,12 @@ more. With `ALIGNTUNE_RECORD=1` in the environment the numbers go to `benchmarks
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import learning
 import runs
 
 pytestmark = pytest.mark.slow
@@ -27,41 +25,14 @@ SETTINGS = {"num_ppo_epochs": 2, "kl_coef": 0.01, "value_learning_rate": 1e-3}
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The quickstart's data, and its base model after a short supervised training."""
-    from aligntune.core.backend_factory import create_trainer
-    from aligntune.quickstart import BASE_MODEL
-    from aligntune.quickstart.problems import write_datasets
-
-    folder = tmp_path_factory.mktemp("start")
-    data = write_datasets(folder / "data")
-    create_trainer(
-        {
-            "task": "instruction_following",
-            "model": {"name_or_path": str(BASE_MODEL), "max_seq_length": 64},
-            "dataset": str(data["sft"]),
-            "train": {"learning_rate": 1e-3, "per_device_batch_size": 64, "max_steps": 120, "seed": 0},
-            "output_dir": str(folder / "sft"),
-        }
-    ).train()
-    return {"model": folder / "sft", "prompts": data["rl"]}
+    """The taught model and its data."""
+    return learning.taught_start(tmp_path_factory.mktemp("start"))
 
 
 @pytest.fixture(scope="module")
 def numbers() -> Any:
     """What the tests measure, written down at the end if asked for."""
-    found: dict[str, dict[str, Any]] = {}
-    yield found
-    if os.environ.get("ALIGNTUNE_RECORD"):
-        folder = Path(__file__).parents[2] / "benchmarks"
-        sys.path.insert(0, str(folder))
-        import machine
-
-        stated = {"machine": machine.describe(), "steps": STEPS, "margin": MARGIN, "settings": SETTINGS, "runs": found}
-        (folder / "results" / "learning_ppo.json").write_text(json.dumps(stated, indent=1) + "\n")
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    yield from learning.recorded("ppo", steps=STEPS, margin=MARGIN, settings=SETTINGS)
 
 
 @pytest.mark.parametrize(("kind", "seed"), [*(("separate", s) for s in SEEDS), *(("shared", s) for s in SEEDS)])
@@ -82,12 +53,12 @@ def test_the_mean_reward_rises(kind: str, seed: int, start: dict[str, Path], num
     )
     result = run.train()
     logged = {key: runs.logged(run.config.output_dir, key) for key in ("reward", "kl", "ppo/approx_kl")}
-    before, after = mean(logged["reward"][:5]), mean(logged["reward"][-5:])
+    before, after = learning.mean(logged["reward"][:5]), learning.mean(logged["reward"][-5:])
     numbers.setdefault(kind, {})[str(seed)] = {
         "before": round(before, 4),
         "after": round(after, 4),
-        "kl": round(mean(logged["kl"][-5:]), 4),
-        "approx_kl": round(mean(logged["ppo/approx_kl"]), 5),
+        "kl": round(learning.mean(logged["kl"][-5:]), 4),
+        "approx_kl": round(learning.mean(logged["ppo/approx_kl"]), 5),
         "seconds": round(result.training_time, 1),
     }
     assert len(logged["reward"]) == STEPS / SETTINGS["num_ppo_epochs"]

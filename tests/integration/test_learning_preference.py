@@ -10,14 +10,13 @@ the numbers go to `benchmarks/results/learning_preference.json`.
 from __future__ import annotations
 
 import json
-import os
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import learning
 import runs
 
 pytestmark = pytest.mark.slow
@@ -50,15 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def numbers() -> Any:
     """What the tests measure, written down at the end if asked for."""
-    found: dict[str, dict[str, Any]] = {}
-    yield found
-    if os.environ.get("ALIGNTUNE_RECORD"):
-        folder = Path(__file__).parents[2] / "benchmarks"
-        sys.path.insert(0, str(folder))
-        import machine
-
-        said = {"machine": machine.describe(), "margin": MARGIN, "steps": STEPS, "runs": found}
-        (folder / "results" / "learning_preference.json").write_text(json.dumps(said, indent=1) + "\n")
+    yield from learning.recorded("preference", margin=MARGIN, steps=STEPS)
 
 
 def run_of(name: str, seed: int, data: dict[str, Path], folder: Path, **algo: Any) -> Any:
