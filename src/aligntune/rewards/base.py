@@ -53,6 +53,20 @@ def count(event: str) -> None:
         counter[event] += 1
 
 
+def _row_by_row(score: Callable[[int], Score], count: int, failures: list[RewardError] | None) -> list[Score]:
+    """`score(i)` of each row; a failure is collected and scores None, or is raised where nobody collects."""
+    scores: list[Score] = []
+    for i in range(count):
+        try:
+            scores.append(score(i))
+        except RewardError as e:
+            if failures is None:
+                raise
+            failures.append(e)
+            scores.append(None)
+    return scores
+
+
 class RewardFunction:
     """Base class of all rewards. Subclass it for a reward with state (a model); use `@reward` for a function.
 
@@ -136,16 +150,36 @@ class RewardFunction:
             extras: what TRL gives to batch functions beside columns (`trainer_state`, `log_metric`).
             failures: collects `RewardError`s, whose rows then score None; without it the first one is raised.
         """
-        scores: list[Score] = []
-        for i, text in enumerate(texts):
-            try:
-                scores.append(self.score(text, i, {k: v[i] for k, v in (columns or {}).items()}))
-            except RewardError as e:
-                if failures is None:
-                    raise
-                failures.append(e)
-                scores.append(None)
-        return scores
+        given = columns or {}
+        return _row_by_row(lambda i: self.score(texts[i], i, {k: v[i] for k, v in given.items()}), len(texts), failures)
+
+    def together(
+        self,
+        call: Callable[[], Any],
+        count: int,
+        columns: Mapping[str, Sequence[Any]],
+        failures: list[RewardError] | None,
+    ) -> list[Score]:
+        """Scores of one call for a whole batch, each checked; for subclasses that score many texts at once.
+
+        Args:
+            call: gives one value for each row, within the deadline of all of them.
+            count: rows.
+            columns: data columns, for messages.
+            failures: as for `batch`; where the call itself fails, every row is without a score.
+        """
+        limit = None if self.deadline is None else self.deadline * max(count, 1)
+        first = {k: v[0] for k, v in columns.items() if len(v)}
+        try:
+            values = self._guarded(call, limit, 0, first)
+            if not hasattr(values, "__len__") or len(values) != count:
+                raise self._error(f"returned {_short(values)} for {count} completions, not one score each", 0, first)
+        except RewardError as e:
+            if failures is None:
+                raise
+            failures.extend([e] * count)
+            return [None] * count
+        return _row_by_row(lambda i: self.checked(values[i], i, {k: v[i] for k, v in columns.items()}), count, failures)
 
     def checked(self, value: Any, row: int, columns: Mapping[str, Any]) -> Score:
         """`value` as a float, or None. Raises `RewardError` where it breaks the contract."""
@@ -239,29 +273,7 @@ class FunctionReward(RewardFunction):
         fn, columns = type(self).fn, columns or {}
         given = _batch_arguments(fn, texts, columns, extras or {})
         call = {k: v for k, v in bind(self.signature, self.params, columns).items() if k not in given}
-        limit = None if self.deadline is None else self.deadline * max(len(texts), 1)
-        first = {k: v[0] for k, v in columns.items() if len(v)}
-        try:
-            values = self._guarded(lambda: fn(**given, **call), limit, 0, first)
-            if not hasattr(values, "__len__") or len(values) != len(texts):
-                raise self._error(
-                    f"returned {_short(values)} for {len(texts)} completions, not one score each", 0, first
-                )
-        except RewardError as e:
-            if failures is None:
-                raise
-            failures.extend([e] * len(texts))  # every row of the batch is without a score
-            return [None] * len(texts)
-        scores: list[Score] = []
-        for i, value in enumerate(values):
-            try:
-                scores.append(self.checked(value, i, {k: v[i] for k, v in columns.items()}))
-            except RewardError as e:
-                if failures is None:
-                    raise
-                failures.append(e)
-                scores.append(None)
-        return scores
+        return self.together(lambda: fn(**given, **call), len(texts), columns, failures)
 
     def __reduce__(self) -> tuple[Any, ...]:
         how = self.origin or (type(self).fn, self._options())

@@ -25,12 +25,12 @@ TIMEOUT = 5.0
 """Seconds: the order of the published harnesses (3 for HumanEval, 10 for MBPP)."""
 
 
-def _run(source: str, tests: Tests, timeout: float, require: Require) -> tuple[float, str] | None:
-    """Share of tests passed and the verdict; None without tests."""
+def _run(text: str, tests: Tests, timeout: float, require: Require, prompt: Any = None) -> tuple[float, str] | None:
+    """Share of the tests that the text's program passes, and the verdict; None without tests."""
     if not tests:
         count("no_tests")
         return None
-    result = judge(source, tests, timeout=timeout, require=require)
+    result = judge(program(text, prompt, tests.entry_point), tests, timeout=timeout, require=require)
     if result.verdict != "passed":
         count(result.verdict)
     return result.passed / result.total, result.verdict
@@ -64,8 +64,7 @@ def code_execution(
     ... )
     0.5
     """
-    tests = read_tests(test_list, test, entry_point, test_setup_code)
-    run = _run(program(text, prompt, tests.entry_point), tests, timeout, require)
+    run = _run(text, read_tests(test_list, test, entry_point, test_setup_code), timeout, require, prompt)
     return None if run is None else run[0]
 
 
@@ -88,8 +87,7 @@ def code_correctness(
     ... )
     0.0
     """
-    tests = read_tests(test_list, test, entry_point, test_setup_code)
-    run = _run(program(text, prompt, tests.entry_point), tests, timeout, require)
+    run = _run(text, read_tests(test_list, test, entry_point, test_setup_code), timeout, require, prompt)
     return None if run is None else float(run[1] == "passed")
 
 
@@ -108,7 +106,7 @@ def stdio_tests(
     >>> get_reward_function("stdio_tests").compute("print(int(input()) + 1)", cases=[["1", "2"], ["2", "4"]])
     0.5
     """
-    run = _run(program(text), read_tests(cases=cases), timeout, require)
+    run = _run(text, read_tests(cases=cases), timeout, require)
     if run is None:
         return None
     return run[0] if partial else float(run[1] == "passed")
@@ -162,9 +160,7 @@ def mbpp_reward(
     ... )
     -0.1
     """
-    tests = read_tests(test_list, test_setup_code=test_setup_code)
-    source = program(text)
-    run = _run(source, tests, timeout, require)
+    run = _run(text, read_tests(test_list, test_setup_code=test_setup_code), timeout, require)
     if run is None:
         return None
     share, verdict = run
@@ -173,6 +169,6 @@ def mbpp_reward(
     faults = [not found, len(found) > 1, bool(found) and not text.rstrip().endswith("```")]
     score -= format_fault * sum(faults)
     if verdict == "passed":
-        lines = sum(bool(line.strip()) for line in source.splitlines())
+        lines = sum(bool(line.strip()) for line in program(text).splitlines())
         score += brevity * max(0.0, 1 - lines / brevity_lines)
     return max(-0.5, min(1.0, score))

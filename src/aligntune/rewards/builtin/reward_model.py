@@ -124,28 +124,11 @@ class RewardModelReward(RewardFunction):
         if not texts:
             return []
         prompts = list((columns or {}).get("prompt", []))
-        first = {"prompt": prompts[0]} if prompts else {}
-        limit = None if self.deadline is None else self.deadline * len(texts)
         if len(prompts) != len(texts):
+            first = {"prompt": prompts[0]} if prompts else {}
             raise self._error("scores an answer together with its prompt, and gets none", 0, first)
         self._load()  # outside the deadline, and its errors say themselves what is wrong
-        try:
-            values = self._guarded(lambda: self.logits(texts, prompts), limit, 0, first)
-        except RewardError as e:
-            if failures is None:
-                raise
-            failures.extend([e] * len(texts))
-            return [None] * len(texts)
-        scores: list[Score] = []
-        for i, value in enumerate(values):
-            try:
-                scores.append(self.checked(value, i, {"prompt": prompts[i]}))
-            except RewardError as e:
-                if failures is None:
-                    raise
-                failures.append(e)
-                scores.append(None)
-        return scores
+        return self.together(lambda: self.logits(texts, prompts), len(texts), {"prompt": prompts}, failures)
 
     def logits(self, texts: Sequence[str], prompts: Sequence[Any]) -> list[float]:
         """One logit for each answer, in order.
