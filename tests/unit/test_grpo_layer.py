@@ -136,13 +136,11 @@ def test_where_the_library_shows_no_log_probabilities_the_backend_gives_them(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_backends_log_probabilities_are_the_librarys(
-    temperature: float, trainers: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_backends_log_probabilities_are_the_librarys(temperature: float, tiny_model: Path, tmp_path: Path) -> None:
     import torch
 
-    hf = attached(trainers("grpo"), Plugin())
-    monkeypatch.setattr(hf, "temperature", temperature)
+    options = {"train__per_device_batch_size": 8, "generation__temperature": temperature}
+    hf = attached(policy.library_trainer("grpo", tiny_model, tmp_path, **options), Plugin())
     inputs = policy.rollout(hf)
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)

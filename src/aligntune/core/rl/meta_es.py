@@ -252,9 +252,9 @@ class Search:
                         self.results[row["name"]] = row
                         rewrite_lines(self.run_folder / TABLE, self.rows())
                         progress.show(len(self.results), total, {"fitness": row["fitness"]})
-            except BaseException:  # the threads end only when their processes do
-                self._stop(waiting)
-                raise
+            finally:  # the threads end only when their processes do
+                if waiting:
+                    self._stop(waiting)
         if not todo:
             rewrite_lines(self.run_folder / TABLE, self.rows())
 

@@ -49,17 +49,19 @@ class Server:
         """
         data = json.dumps(job).encode("utf-8", "surrogatepass")
         reading, writing = os.pipe()
-        try:
-            with self._lock:
-                answer, carried = self._ask(data, [*handles, writing])
-        except BaseException:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
-        if "error" in answer:
-            os.close(reading)
-            raise errors.EnvironmentError(f"the sandbox cannot start a process: {answer['error']}", hint="free memory")
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, reading)
+            try:
+                with self._lock:
+                    answer, carried = self._ask(data, [*handles, writing])
+            finally:
+                os.close(writing)
+            if "error" in answer:
+                raise errors.EnvironmentError(
+                    f"the sandbox cannot start a process: {answer['error']}",
+                    hint="free memory, or raise the limit of processes (ulimit -u)",
+                )
+            undo.pop_all()  # the child owns it now
         return Child(answer["pid"], carried[0] if carried else None, reading)
 
     def _ask(self, data: bytes, handles: list[int]) -> tuple[dict[str, Any], list[int]]:

@@ -145,7 +145,7 @@ def run_script(source: str) -> int:
         return finish(status & 0xFF)
     except MemoryError:
         return 71
-    except BaseException:
+    except BaseException:  # whatever a program raises ends it with status 1, as in an interpreter of its own
         return finish(1)
     return finish(0)
 
@@ -154,7 +154,7 @@ def finish(status: int) -> int:
     """The status, once standard output is written."""
     try:
         sys.stdout.flush()
-    except BaseException:
+    except BaseException:  # the program may have put anything in its place
         return status or 1
     return status
 
@@ -167,7 +167,7 @@ def serve(source: str, channel: int, parse_only: bool) -> int:
         code = compile(source, "program.py", "exec")
         if not parse_only:
             exec(code, space)
-    except BaseException as error:
+    except BaseException as error:  # a program that does not load is an answer, not an end of this process
         send(channel, {"error": type(error).__name__, "text": brief(error)})
         return 0
     send(channel, {"ok": True})
@@ -196,7 +196,7 @@ def serve(source: str, channel: int, parse_only: bool) -> int:
                 after = [pack(value, 0, keep) for value in arguments]
                 changed = {str(i): v for i, v in enumerate(after) if v != before[i] and type(arguments[i]) in CHANGING}
                 reply = {"value": result, "changed": changed}
-        except BaseException as error:
+        except BaseException as error:  # what the program raises is the test's to judge
             reply = {"error": type(error).__name__, "text": brief(error)}
         send(channel, reply)
     return 0
@@ -206,7 +206,7 @@ def brief(error: BaseException) -> str:
     """The first 200 characters of a message, whatever its own `__str__` does."""
     try:
         return str(error)[:200].encode("utf-8", "replace").decode()
-    except BaseException:
+    except BaseException:  # an exception's own `__str__` may raise
         return ""
 
 
