@@ -13,7 +13,7 @@ import importlib
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -221,17 +221,18 @@ class Trainer:
         """Leave a true status in the manifest, whatever ends the block."""
         from aligntune.utils.files import disk_errors
 
-        try:
+        with ExitStack() as stack:
+            stack.push(self._note_end)
             with disk_errors(self._run.path):
                 yield
-        except KeyboardInterrupt:
+
+    def _note_end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, KeyboardInterrupt):
             self.state.status = "interrupted"
             self._run.mark_interrupted()
-            raise
-        except BaseException as error:  # every other end is a failure: the manifest says so, and it goes on up
+        elif error is not None:
             self.state.status = "failed"
             self._run.mark_failed(error)
-            raise
 
     def _fit(self, checkpoint: Checkpoint | None) -> TrainResult:
         loss, seconds = self._loop(checkpoint)
