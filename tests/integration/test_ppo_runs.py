@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from test_unsloth import needs_unsloth, python
 
+import helpers
 import runs
 
 SCORE = '''
@@ -208,6 +209,26 @@ def test_an_early_stop_leaves_the_weights_alone(tiny_model: Path, tmp_path: Path
     assert runs.logged(b, "ppo/skipped") == [0, 1, 1, 1]
     assert runs.logged(b, "ppo/skipped_so_far")[-1] == 3
     assert runs.logged(b, "ppo/approx_kl")[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_reward_model_and_a_function_are_rewarded_together(tiny_model: Path, tmp_path: Path) -> None:
+    from aligntune.rewards import get_reward_function
+    from aligntune.utils.rollouts import read_rollouts
+
+    judge = helpers.save_tiny_reward_model(tmp_path / "rm")
+    rewards = [
+        {"type": "reward_model", "params": {"path": str(judge)}},
+        {"type": "length", "weight": 0.5, "params": {"unit": "characters", "target_length": 9}},
+    ]
+    run = runs.trainer("grpo", tiny_model, tmp_path, algo={"name": "ppo"}, rewards=rewards, train__max_steps=2)
+    run.train()
+    rows = read_rollouts(tmp_path / "out").to_pylist()
+    assert len(rows) > 1
+    for row in rows:
+        written = [{"role": "user", "content": row["prompt"]}]
+        logit = get_reward_function("reward_model", path=str(judge)).compute(row["completion"], prompt=written)
+        assert row["reward/reward_model"] == pytest.approx(logit, abs=1e-5)
+        assert row["reward"] == pytest.approx(logit + 0.5 * row["reward/length"], abs=1e-5)
 
 
 def test_with_adapters_the_reference_is_the_model_without_them(tiny_model: Path, tmp_path: Path) -> None:
