@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import os
+import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -139,6 +141,27 @@ class Group(click.Group):
                 f"unknown command '{ctx.command_path} {name}'", hint=nearest(name, self.list_commands(ctx))
             )
         return super().resolve_command(ctx, args)
+
+
+class Family(Group):
+    """A group that has, beside its own commands, each file `cli/<group>_<name>.py`: its attribute `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self._files()])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        file = self._files().get(cmd_name)
+        if file is None:
+            return super().get_command(ctx, cmd_name)
+        return importlib.import_module(f"aligntune.cli.{file}").command  # type: ignore[no-any-return]
+
+    def _files(self) -> dict[str, str]:
+        """The commands' names, and the modules that hold them."""
+        from aligntune import cli
+
+        names = [module.name for module in pkgutil.iter_modules(cli.__path__)]
+        start = f"{self.name}_"
+        return {n.removeprefix(start).replace("_", "-"): n for n in names if n.startswith(start)}
 
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """The program `aligntune`: finds the command, runs it, and turns every error into one message and an exit code.
 
 Exit codes: 0 done, 2 the user's mistake, 3 something missing in the environment, 1 a failure, 130 an interrupt.
-A command is a module of this package with an attribute `command`; its name is the module's.
+A command is a module of this package with an attribute `command`; its name is the module's. A name with an underscore
+is a command of a group: `rewards_audit` is `aligntune rewards audit` (`console.Family`).
 
 >>> main(["info", "--json"])
 0
@@ -32,7 +33,8 @@ class Commands(Group):
     """Every command file of this package."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [m.name for m in pkgutil.iter_modules(cli.__path__) if m.name not in NOT_COMMANDS]
+        names = [m.name for m in pkgutil.iter_modules(cli.__path__)]
+        return [name for name in names if name not in NOT_COMMANDS and "_" not in name]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):

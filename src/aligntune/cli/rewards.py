@@ -1,4 +1,4 @@
-"""`aligntune rewards`: the reward functions that a run can name."""
+"""`aligntune rewards`: the reward functions that a run can name. Each file `rewards_<name>.py` adds one command."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aligntune.cli.console import Group, Output, Settings, shared, table
+from aligntune.cli.console import Family, Output, Settings, shared, table
 
 if TYPE_CHECKING:
     from aligntune.rewards.registry import RewardInfo
 
 
-@click.group(cls=Group, short_help="List and show the reward functions.")
+@click.group("rewards", cls=Family, short_help="List, test, score and audit the reward functions.")
 def command() -> None:
     """The reward functions that a run can name in `rewards:`."""
 
 
 @command.command("list", short_help="List the rewards.")
+@click.option("--kind", metavar="KIND", help="Only this kind: verifiable, measured, lexical, reference, model, judge.")
 @shared
-def list_all(settings: Settings) -> Output:
-    """List the rewards with their range and what they reward."""
+def list_all(settings: Settings, kind: str | None) -> Output:
+    """List the rewards with their kind, their range and what they reward."""
+    from aligntune.errors import ConfigurationError
+    from aligntune.registry import nearest
     from aligntune.rewards import RewardRegistry
+    from aligntune.rewards.base import KINDS
 
+    if kind is not None and kind not in KINDS:
+        raise ConfigurationError(f"there is no kind of reward '{kind}'", hint=nearest(kind, KINDS))
     found = [RewardRegistry.describe(name) for name in RewardRegistry.list_rewards()]
-    rows = [[info.name, _range(info), info.summary] for info in found]
-    return Output([asdict(info) for info in found], table(rows, ["reward", "range", "what it rewards"]))
+    found = [info for info in found if kind in (None, info.kind)]
+    rows = [[info.name, info.kind, _range(info), info.summary] for info in found]
+    return Output([asdict(info) for info in found], table(rows, ["reward", "kind", "range", "what it rewards"]))
 
 
 @command.command("show", short_help="Show a reward's parameters and text.")
