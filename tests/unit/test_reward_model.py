@@ -66,13 +66,13 @@ def test_it_is_frozen_in_evaluation_mode(folder: Path) -> None:
     reward: Any = get_reward_function("reward_model", path=str(folder))
     with torch.enable_grad():
         reward.compute("yes", prompt=CHAT)
-    model, _, limit = reward._load()
+    model, _, limit = reward.model.load()
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
     assert limit == 512
     reward.place("cpu")
-    assert reward._loaded is None
-    assert next(reward._load()[0].parameters()).device.type == "cpu"
+    assert reward.model._loaded is None
+    assert next(reward.model.load()[0].parameters()).device.type == "cpu"
 
 
 def test_what_is_longer_than_the_limit_is_cut_and_counted(folder: Path) -> None:
@@ -114,17 +114,17 @@ def test_what_is_no_reward_model_is_refused(tiny_model: Path, tmp_path: Path) ->
     (two / "model.safetensors").rename(two / "pytorch_model.bin")
     with pytest.raises(ConfigurationError, match="has no safetensors weights"):
         get_reward_function("reward_model", path=str(two)).batch(["a"], {"prompt": ["b"]})
-    with pytest.raises(ConfigurationError, match=r"reward_model: there is no folder './gone'"):
+    with pytest.raises(ConfigurationError, match=r"reward model: there is no folder './gone'"):
         get_reward_function("reward_model", path="./gone").batch(["a"], {"prompt": ["b"]})
 
 
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({}, "needs the path"),
+        ({}, "needs path"),
         ({"path": "x", "batch": 4}, "no parameter 'batch'"),
         ({"path": "x", "batch_size": 0}, "batch_size is 0"),
-        ({"path": "x", "max_length": "long"}, "max_length is 'long'"),
+        ({"path": "x", "max_length": "long"}, "max_length = 'long' does not fit"),
         ({"path": "x", "precision": "int8"}, "precision is 'int8'"),
     ],
 )

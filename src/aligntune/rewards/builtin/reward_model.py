@@ -1,6 +1,7 @@
-"""A sequence classifier with one output as a reward: `reward_model`.
+"""Sequence classifiers with one output as rewards: `reward_model`, and several together: `reward_ensemble`.
 
     rewards: [{type: reward_model, params: {path: out/reward-model}}, {type: length, weight: 0.1}]
+    rewards: [{type: reward_ensemble, params: {paths: [out/rm-0, out/rm-1, out/rm-2], method: mean_std}}]
 
 The score of an answer is the model's one logit for the prompt and the answer together, as the Bradley-Terry model of
 preferences reads it (Ouyang et al. 2022, arXiv:2203.02155, section 3.5): r(x, y) has no bounds, and only differences
@@ -13,19 +14,54 @@ takes no classifier with several labels.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from aligntune.errors import ConfigurationError, RewardError, ValidationError
-from aligntune.registry import nearest
-from aligntune.rewards.base import REWARDS, RewardFunction, Score, count
+from pydantic import NonNegativeFloat, PositiveInt
 
-PARAMETERS = ("path", "revision", "batch_size", "max_length", "precision", "trust_remote_code")
-PRECISIONS = Literal["auto", "fp32", "bf16", "fp16"]
+from aligntune.errors import ConfigurationError, RewardError
+from aligntune.rewards.base import REWARDS, Score
+from aligntune.rewards.models.base import Precision
+from aligntune.rewards.models.classifier import OneLogit
+from aligntune.rewards.models.reward import ModelReward
+
+PRECISIONS = Precision
+STATED = "reward_model.json"
+"""Where a reward model's folder states mean and standard deviation of its scores in training."""
 
 
-class RewardModelReward(RewardFunction):
+class _Scored(ModelReward):
+    """Rewards of a prompt and an answer together."""
+
+    columns = frozenset({"prompt"})
+
+    def batch(
+        self,
+        texts: Sequence[str],
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        extras: Mapping[str, Any] | None = None,
+        failures: list[RewardError] | None = None,
+    ) -> list[Score]:
+        prompts = list((columns or {}).get("prompt", []))
+        if texts and len(prompts) != len(texts):
+            first = {"prompt": prompts[0]} if prompts else {}
+            raise self._error("scores an answer together with its prompt, and gets none", 0, first)
+        return super().batch(texts, {"prompt": prompts} if texts else None, extras=extras, failures=failures)
+
+    def compute(self, text: str, **kwargs: Any) -> float | None:
+        """The score of one answer; `prompt` is its prompt, text or messages."""
+        if kwargs.get("prompt") is None:
+            raise ConfigurationError(
+                "scores an answer together with its prompt, and gets none", hint="pass prompt=... (text or messages)"
+            )
+        return super().compute(text, prompt=kwargs["prompt"])
+
+
+class RewardModelReward(_Scored):
     """The logit of a sequence classifier with one output, for the prompt and the answer together.
 
     The weights are read at the first use, from safetensors files only, and stand on the run's device in evaluation
@@ -40,213 +76,123 @@ class RewardModelReward(RewardFunction):
         trust_remote_code: run Python code from the model's repository. Only for code that you have read.
 
     Raises:
-        ConfigurationError: no path, an unknown parameter, a value out of range, a model that is no classifier with
-            one output, or a tokenizer without a chat template where the prompts are conversations.
+        ConfigurationError: no path, an unknown parameter, a value out of range, or a tokenizer without a chat template
+            where the prompts are conversations.
+        ValidationError: a model that is no classifier with one output.
     """
 
     name = "reward_model"
-    kind = "model"
-    columns = frozenset({"prompt"})
-    deadline = None
 
-    def __init__(
+    def setup(
         self,
-        path: str | None = None,
+        path: str,
         *,
         revision: str | None = None,
         batch_size: int = 8,
         max_length: int | None = None,
-        precision: PRECISIONS = "auto",
+        precision: str = "auto",
         trust_remote_code: bool = False,
-        **unknown: Any,
     ) -> None:
-        if unknown:
-            raise ConfigurationError(
-                f"reward 'reward_model' has no parameter '{next(iter(unknown))}'",
-                hint=nearest(next(iter(unknown)), PARAMETERS),
-            )
-        if not isinstance(path, str) or not path:
-            raise ConfigurationError(
-                "reward 'reward_model' needs the path of a model", hint="params: {path: <folder or hub id>}"
-            )
-        for name, number in (("batch_size", batch_size), ("max_length", max_length)):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-                raise ConfigurationError(
-                    f"reward 'reward_model': {name} is {number!r}", hint=f"set {name} to an integer of at least 1"
-                )
-        if precision not in get_args(PRECISIONS):
-            raise ConfigurationError(
-                f"reward 'reward_model': precision is {precision!r}", hint=f"one of {', '.join(get_args(PRECISIONS))}"
-            )
-        self.path, self.revision, self.batch_size, self.max_length = path, revision, batch_size, max_length
-        self.precision, self.trust_remote_code, self.device = precision, trust_remote_code, "auto"
-        given = {
-            "path": path,
-            "revision": revision,
-            "batch_size": batch_size,
-            "max_length": max_length,
-            "precision": precision,
-            "trust_remote_code": trust_remote_code,
-        }
-        self.params = given
-        self._loaded: Any = None
+        self.model = OneLogit(
+            path,
+            revision=revision,
+            batch_size=batch_size,
+            max_length=max_length,
+            precision=precision,  # type: ignore[arg-type]
+            trust_remote_code=trust_remote_code,
+        )
+        self.scorers = {"reward_model": self.model}
 
-    @property
-    def source(self) -> str:
-        """The model's name and revision; for a folder, a hash of its weights files."""
-        from aligntune.utils.manifest import file_sha256
-
-        folder = Path(self.path).expanduser()
-        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-        return "\n".join([f"{self.path}@{self.revision or 'main'}", *(f"{f.name} {file_sha256(f)}" for f in files)])
-
-    def place(self, device: str) -> None:
-        """Score on `device` ("auto", "cpu", "cuda" or "mps"); loaded weights move there at the next use."""
-        if device != self.device:
-            self.device, self._loaded = device, None
-
-    def compute(self, text: str, **kwargs: Any) -> float | None:
-        """The logit of one answer; `prompt` is its prompt, text or messages."""
-        if kwargs.get("prompt") is None:
-            raise ConfigurationError(
-                "scores an answer together with its prompt, and gets none", hint="pass prompt=... (text or messages)"
-            )
-        return self.logits([text], [kwargs["prompt"]])[0]
-
-    def batch(
-        self,
-        texts: Sequence[str],
-        columns: Mapping[str, Sequence[Any]] | None = None,
-        *,
-        extras: Mapping[str, Any] | None = None,
-        failures: list[RewardError] | None = None,
-    ) -> list[Score]:
-        if not texts:
-            return []
-        prompts = list((columns or {}).get("prompt", []))
-        if len(prompts) != len(texts):
-            first = {"prompt": prompts[0]} if prompts else {}
-            raise self._error("scores an answer together with its prompt, and gets none", 0, first)
-        self._load()  # outside the deadline, and its errors say themselves what is wrong
-        return self.together(lambda: self.logits(texts, prompts), len(texts), {"prompt": prompts}, failures)
-
-    def logits(self, texts: Sequence[str], prompts: Sequence[Any]) -> list[float]:
-        """One logit for each answer, in order.
-
-        Args:
-            texts: N answers.
-            prompts: N prompts, text or message lists.
-        """
-        import torch
-
-        model, tokenizer, limit = self._load()
-        rows = [self._ids(tokenizer, p, t, limit) for p, t in zip(prompts, texts, strict=True)]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        found = [0.0] * len(rows)
-        device = next(model.parameters()).device
-        with torch.no_grad():
-            for start in range(0, len(order), self.batch_size):
-                part = order[start : start + self.batch_size]
-                width = max(len(rows[i]) for i in part)
-                pad = tokenizer.pad_token_id
-                ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in part], device=device)
-                mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in part], device=device)
-                values = model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
-                for i, value in zip(part, values, strict=True):
-                    found[i] = value
-        return found
-
-    def _ids(self, tokenizer: Any, prompt: Any, text: str, limit: int | None) -> list[int]:
-        text = text.encode("utf-8", "replace").decode()  # a lone surrogate, which no tokenizer takes
-        if isinstance(prompt, str):
-            ids: list[int] = tokenizer(prompt + text)["input_ids"]
-        else:
-            if not tokenizer.chat_template:
-                raise ConfigurationError(
-                    f"cannot read conversations: {self.path} is a reward model whose tokenizer has no chat template",
-                    hint="save the tokenizer with the template that the reward model was trained with "
-                    "(tokenizer.chat_template), or use plain-text prompts",
-                )
-            messages = [*prompt, {"role": "assistant", "content": text}]
-            written = tokenizer.apply_chat_template(messages, tokenize=False)
-            ids = tokenizer(written, add_special_tokens=False)["input_ids"]
-        if limit is not None and len(ids) > limit:
-            count("truncated")
-            ids = ids[:limit]
-        return ids or [tokenizer.pad_token_id]
-
-    def _load(self) -> Any:
-        if self._loaded is None:
-            from aligntune.utils.device import DeviceManager
-
-            device = DeviceManager(self.device)
-            model, tokenizer = load_classifier(
-                self.path, self.revision, device.precision(self.precision), self.trust_remote_code
-            )
-            made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-            limit = self.max_length or (made_for if isinstance(made_for, int) and made_for > 0 else None)
-            self._loaded = (model.to(device.device).eval().requires_grad_(False), tokenizer, limit)
-        return self._loaded
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_loaded": None}
+    def scores(self, texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[float]:
+        """One logit for each answer, in order."""
+        return self.model.scores(texts, columns["prompt"])
 
 
-def load_classifier(path: str, revision: str | None, precision: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    """A sequence classifier with one output, and its tokenizer, padding on the right.
+class RewardEnsembleReward(_Scored):
+    """Several reward models in one number that is low where they disagree.
+
+    `mean_std`: mean - penalty x standard deviation over the models (n in the denominator). `minimum`: the lowest. Both
+    are after Coste et al. 2023 (arXiv:2310.02743, section 3.2; there the penalty is on the variance): an answer that
+    deceives one model rarely deceives all, if they were trained from different seeds. Scores of different models have
+    different scales, so each is standardised first.
 
     Args:
-        path: a folder or hub id; an adapter folder over a base works too.
-        revision: branch, tag or commit; None is the main branch.
-        precision: "fp32", "bf16" or "fp16".
-        trust_remote_code: run Python code from its repository.
+        paths: two or more folders or hub ids.
+        method: `mean_std` or `minimum`.
+        penalty: how many standard deviations are taken off by `mean_std`; 1 is one. No number is published for the
+            standard deviation.
+        standardise: (score - mean) / std by the mean and the std of training scores, which each folder states in
+            reward_model.json; refused where one states none. False takes the logits as they are.
+        batch_size: as for `reward_model`.
+        max_length: as for `reward_model`.
+        precision: as for `reward_model`.
+        trust_remote_code: as for `reward_model`.
 
     Raises:
-        ConfigurationError: no such folder, or weights that are not in safetensors files.
-        ValidationError: weights of the head are missing (a causal model), or it has several outputs.
+        ConfigurationError: fewer than two models, `penalty` beside `minimum`, no stated scale.
     """
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from aligntune.core.config.sections import ModelConfig
-    from aligntune.utils.model_loader import _library_faults as library_faults
-    from aligntune.utils.model_source import faults_of, find_source
-    from aligntune.utils.tokenizer import prepare_tokenizer
+    name = "reward_ensemble"
 
-    with faults_of("reward_model"):
-        source = find_source(path, revision)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    own = {"revision": revision} if revision is not None else {}
-    with library_faults(source):
-        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=trust_remote_code, **own)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source.base,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **({"num_labels": 1} if source.adapter else own),  # an adapter brings its own head
-        )
-        missing = set(info["missing_keys"])
-        if source.adapter is not None:
-            from peft import PeftModel
+    def setup(
+        self,
+        paths: list[str],
+        *,
+        method: Literal["mean_std", "minimum"] = "mean_std",
+        penalty: NonNegativeFloat | None = None,
+        standardise: bool = True,
+        batch_size: PositiveInt = 8,
+        max_length: PositiveInt | None = None,
+        precision: Precision = "auto",
+        trust_remote_code: bool = False,
+    ) -> None:
+        if len(set(paths)) < 2:
+            raise ValueError("paths needs at least two different reward models; one alone is type: reward_model")
+        if penalty is not None and method == "minimum":
+            raise ValueError("penalty has no effect with method: minimum")
+        self.method, self.penalty = method, 1.0 if penalty is None else penalty
+        self.scales = [_stated_scale(path) if standardise else (0.0, 1.0) for path in paths]
+        self.scorers = {
+            f"reward_model {i}": OneLogit(
+                path,
+                batch_size=batch_size,
+                max_length=max_length,
+                precision=precision,
+                trust_remote_code=trust_remote_code,
+            )
+            for i, path in enumerate(paths)
+        }
 
-            model = PeftModel.from_pretrained(model, source.adapter)
-            kept = model.peft_config["default"].modules_to_save or []
-            missing = {key for key in missing if not any(part in kept for part in key.split("."))}
-    if missing:
-        raise ValidationError(
-            f"{path} is no sequence classifier: it has no weights for {', '.join(sorted(missing)[:3])}",
-            hint="give a reward model (a sequence classifier with one output), not a causal language model",
-        )
-    if model.config.num_labels != 1:
-        raise ValidationError(
-            f"{path} has {model.config.num_labels} outputs, and a reward model has one",
-            hint="give a sequence classifier with num_labels = 1",
-        )
-    prepare_tokenizer(tokenizer, ModelConfig(name_or_path=path), training=True)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+    def scores(self, texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[float]:
+        """mean - penalty x std, or the minimum, of the models' scores for each answer."""
+        table = []
+        for scorer, (mean, std) in zip(self.scorers.values(), self.scales, strict=True):
+            assert isinstance(scorer, OneLogit)
+            table.append([(value - mean) / std for value in scorer.scores(texts, columns["prompt"])])
+        return [self._together(list(row)) for row in zip(*table, strict=True)]
+
+    def _together(self, row: list[float]) -> float:
+        if self.method == "minimum":
+            return min(row)
+        mean = math.fsum(row) / len(row)
+        return mean - self.penalty * math.sqrt(math.fsum((v - mean) ** 2 for v in row) / len(row))
 
 
-REWARDS.add(RewardModelReward.name, RewardModelReward)
+def _stated_scale(path: str) -> tuple[float, float]:
+    """Mean and standard deviation of a reward model's scores in training, from its folder."""
+    file = Path(path).expanduser() / STATED
+    hint = "train it with `aligntune rewards train`, or set standardise: false where all are on one scale"
+    if not file.is_file():
+        raise ConfigurationError(f"{path} does not state the scale of its scores (no {STATED})", hint=hint)
+    try:
+        stated = json.loads(file.read_text(encoding="utf-8"))
+        mean, std = float(stated["mean"]), float(stated["std"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise ConfigurationError(f"{file} states no mean and std", hint=hint) from e
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise ConfigurationError(f"{file} states the mean {mean} and the std {std}", hint=hint)
+    return mean, std
+
+
+for _reward in (RewardModelReward, RewardEnsembleReward):
+    REWARDS.add(_reward.name, _reward)

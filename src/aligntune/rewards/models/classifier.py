@@ -140,6 +140,8 @@ class OneLogit(_Classifier):
         ValidationError: it has several outputs.
     """
 
+    what = "reward model"
+
     def _refuse(self, missing: list[str]) -> ValidationError:
         return ValidationError(
             f"{self.path} is no sequence classifier: it has no weights for {', '.join(missing[:3])}",
