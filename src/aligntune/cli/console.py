@@ -33,10 +33,11 @@ from aligntune.registry import nearest
 
 @dataclass(frozen=True)
 class Output:
-    """What a command found out: plain values for programs, and text for people."""
+    """What a command found out: plain values for programs, text for people, and an exit code (a check that failed)."""
 
     data: Any
     text: str
+    exit_code: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ def shared(command: Callable[..., Output]) -> Callable[..., None]:
         with settings.guarded_output():
             output = command(settings, **arguments)
         settings.emit(output)
+        if output.exit_code:
+            raise click.exceptions.Exit(output.exit_code)
 
     decorated: Any = click.pass_obj(run)
     for option in (
