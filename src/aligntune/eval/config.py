@@ -24,7 +24,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from aligntune.core.config.base import section
 from aligntune.core.config.io import changed_keys, parse_section
 from aligntune.core.config.reading import apply_overrides, read_yaml
-from aligntune.core.config.sections import Dataset, ModelConfig, OpenFraction, Reward, Seed
+from aligntune.core.config.sections import Dataset, JudgeConfig, ModelConfig, OpenFraction, Reward, Seed
 from aligntune.errors import ConfigurationError
 from aligntune.eval.registry import EvalRegistry
 
@@ -84,6 +84,8 @@ class EvalConfig:
     """What is measured; names are unique."""
     backend: Literal["trl"] = "trl"
     """Evaluation runs on Transformers, which is what the TRL backend trains; there is no other yet."""
+    judge: JudgeConfig | None = None
+    """The language model that judged rewards ask, unless one names another in its `params`."""
     output_dir: str | None = None
     """Folder for the results and every item; None keeps them in memory."""
     seed: Seed = 42
@@ -118,6 +120,7 @@ def check_eval_config(config: EvalConfig, where: str = "") -> None:
     for name, count in Counter(task.name for task in config.tasks).items():
         if count > 1:
             faults.append(("tasks", f"{count} tasks are named '{name}'"))
+    faults += [(f"judge.{key}", sentence) for key, sentence in (config.judge.faults() if config.judge else [])]
     if not faults:
         return
     lines = [f"{key}: {sentence}" for key, sentence in faults]

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from aligntune.core.config.sections import Dataset as Dataset
     from aligntune.core.config.sections import DatasetConfig as DatasetConfig
     from aligntune.core.config.sections import EvaluationConfig as EvaluationConfig
+    from aligntune.core.config.sections import FilterConfig as FilterConfig
     from aligntune.core.config.sections import GenerationConfig as GenerationConfig
+    from aligntune.core.config.sections import JudgeConfig as JudgeConfig
     from aligntune.core.config.sections import LoggingConfig as LoggingConfig
     from aligntune.core.config.sections import ModelConfig as ModelConfig
     from aligntune.core.config.sections import PeftConfig as PeftConfig
+    from aligntune.core.config.sections import ReadConfig as ReadConfig
     from aligntune.core.config.sections import Reward as Reward
     from aligntune.core.config.sections import RewardConfig as RewardConfig
     from aligntune.core.config.sections import TrainConfig as TrainConfig
@@ -58,8 +61,11 @@ _MODULES = {
         "CacheConfig",
         "Dataset",
         "DatasetConfig",
+        "FilterConfig",
+        "ReadConfig",
         "EvaluationConfig",
         "GenerationConfig",
+        "JudgeConfig",
         "LoggingConfig",
         "ModelConfig",
         "PeftConfig",

@@ -93,7 +93,7 @@ def _fault(cls: type, error: Any) -> tuple[str, str]:
         if issubclass(owner, AlgorithmParams) and (told := explain_unknown(owner, str(last))):
             return ".".join(path), told
         names = [f.name for f in dataclasses.fields(owner)]
-        if owner is SFTConfig and last in ("generation", "rewards"):
+        if owner is SFTConfig and last in ("generation", "rewards", "judge"):
             return ".".join(path), "belongs to runs with an algorithm (`algo:`), and this one has a task; remove it"
         return ".".join(path), f"unknown key; {nearest(str(last).replace('-', '_'), names)}"
     if error["type"] in ("missing", "missing_argument"):
@@ -293,9 +293,10 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
     from aligntune.core.backend import BACKENDS
 
     keys = {**config.algorithm.inert_keys(config), **BACKENDS[config.backend].inert}
-    if config.evaluation.dataset is None or config.evaluation.every is None:
+    measured = config.evaluation.dataset is not None or getattr(config, "held_out", 0) > 0
+    if not measured or config.evaluation.every is None:
         keys["train.early_stopping_patience"] = "there is no `evaluation.every` that would evaluate in training"
-    if config.evaluation.dataset is None:
+    if not measured:
         keys["evaluation.every"] = "there is no `evaluation.dataset` to evaluate on"
         keys["logging.samples"] = "there is no `evaluation.dataset` whose prompts could be answered"
     if len(config.sources) == 1:
@@ -308,6 +309,8 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
         keys["train.num_epochs"] = "`train.max_steps` is set and decides the length"
     if not config.train.optimizer.startswith(("adamw", "paged_adamw")):
         keys |= {f"train.adam_{k}": f"the optimizer is {config.train.optimizer}" for k in ("beta1", "beta2", "epsilon")}
+    if not config.algorithm.uses_rewards:
+        keys["judge"] = "there is no reward that could ask it"
     return keys
 
 
@@ -322,7 +325,8 @@ def _common_faults(config: RunConfig) -> list[Fault]:
                 "needs adapters, because quantised weights cannot be trained; set model.peft",
             )
         )
-    return faults
+    judge = getattr(config, "judge", None)
+    return faults + ([(f"judge.{key}", sentence) for key, sentence in judge.faults()] if judge else [])
 
 
 def load_config(

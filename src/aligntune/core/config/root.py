@@ -24,6 +24,7 @@ from aligntune.core.config.sections import (
     Dataset,
     EvaluationConfig,
     GenerationConfig,
+    JudgeConfig,
     LoggingConfig,
     ModelConfig,
     Reward,
@@ -105,3 +106,5 @@ class RLConfig(RunConfig):
     """How completions are sampled in training."""
     rewards: Annotated[list[Reward], BeforeValidator(_as_list)] = Field(default_factory=list)
     """What is rewarded (policy optimisation)."""
+    judge: JudgeConfig | None = None
+    """The language model that judged rewards ask, unless one names another in its `params`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from aligntune.core.config.base import section
@@ -75,11 +75,51 @@ class ModelConfig:
 
 
 @section
+class ReadConfig:
+    """How the files of a source are read. A key that the kind of source does not have is refused."""
+
+    delimiter: Annotated[str, MinLen(1), MaxLen(1)] | None = None
+    """What stands between CSV cells; None takes the one of `,` `;` tab `|` that the header uses most."""
+    header: bool | Annotated[list[str], MinLen(1)] = True
+    """Whether the first CSV line names the columns; false calls them column_1, column_2 ..., a list names them."""
+    encoding: Text = "utf-8"
+    """Character encoding of text files, by Python's name for it (`latin-1`, `utf-16`); a byte order mark is dropped."""
+    max_line_mb: PositiveFloat = 64.0
+    """Longest line of a JSON Lines file, or CSV row, in MB; a longer one is no row but a broken file (ours)."""
+    rows_at: str | None = None
+    """Dotted path to the list of rows inside a JSON document (`data.items`)."""
+    pattern: str | None = None
+    """Folders: only files whose path below the folder matches, as `2024/*.jsonl` or `**/*.csv`."""
+    recursive: bool = True
+    """Folders: read what is in folders below, too."""
+    types: Annotated[list[Literal["json", "csv", "parquet", "conll", "text"]], MinLen(1)] | None = None
+    """Folders: only these kinds of files; None takes data files, and text files where there are no others."""
+
+
+@section
+class FilterConfig:
+    """Which rows stay. What is left out is counted, and named by its place."""
+
+    min_chars: PositiveInt | None = None
+    """Leave out rows of fewer characters, prompt and answers together."""
+    max_chars: PositiveInt | None = None
+    """Leave out rows of more characters, prompt and answers together."""
+    deduplicate: Literal["none", "exact", "near"] = "none"
+    """Leave out rows that say the same as an earlier one: letter for letter but for case and white space (`exact`), or
+    by the share of their word triples in common (`near`, MinHash; Broder 1997). `near` needs aligntune[data]."""
+    near_threshold: OpenFraction = 0.8
+    """Jaccard similarity from which two rows are near duplicates (Lee et al. 2022, arXiv:2107.06499: 0.8)."""
+    languages: Annotated[list[str], MinLen(1)] | None = None
+    """Leave out rows in other languages than these, by ISO 639-1 code (`[en, de]`). Needs aligntune[rewards]."""
+
+
+@section
 class DatasetConfig:
     """One source of rows. A plain string stands for `{name: string}`."""
 
     name: Text
-    """A hub id, a json, jsonl, csv or parquet file, or a folder; `name#500` draws 500 rows."""
+    """A hub id, a json, jsonl, csv or parquet file, a folder, or the http(s) address of a file; `name#500` draws 500
+    rows."""
     subset: str | None = None
     """The hub data set's configuration (`main` for gsm8k)."""
     split: str = "train"
@@ -87,7 +127,8 @@ class DatasetConfig:
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
     preset: str | None = None
-    """A known data set's column mapping and template: alpaca, gsm8k, hh_rlhf."""
+    """A known data set's column mapping and template (alpaca, gsm8k, hh_rlhf ...: `aligntune data presets`), or
+    `file.yaml:name`."""
     format: (
         Literal[
             "alpaca",
@@ -96,10 +137,14 @@ class DatasetConfig:
             "sharegpt",
             "text",
             "preference",
+            "ranked",
+            "stepwise",
             "unpaired",
             "unpaired_messages",
             "classification",
             "tokens",
+            "verl",
+            "tokenized",
             "prompt",
         ]
         | None
@@ -107,12 +152,23 @@ class DatasetConfig:
     """What the rows are; None detects it from the columns, and says what it found."""
     column_mapping: dict[str, str] | None = None
     """Our column name: the source's column name, as `{prompt: question}`."""
+    columns: Annotated[list[str], MinLen(1)] | None = None
+    """Read these columns of the source only; None reads all."""
     prompt_template: str | None = None
     """A Jinja template over the row's columns that makes the prompt."""
     system_prompt: str | None = None
     """A system message put before each conversation."""
     max_samples: PositiveInt | None = None
     """Keep this many rows, drawn with the run's seed; None keeps all."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be read at all stops the run, or is left out, counted and written to `skipped_rows.jsonl`."""
+    streaming: bool = False
+    """Read rows as they are trained on, in file order, in bounded memory (supervised tasks and pairs; needs
+    `train.max_steps`)."""
+    read: ReadConfig = Field(default_factory=ReadConfig)
+    """How files are read."""
+    filter: FilterConfig = Field(default_factory=FilterConfig)
+    """Which rows stay."""
     weight: PositiveFloat = 1.0
     """Share of this source among several. Equal weights join all sources whole; else each is drawn, without
     repetition, in proportion to its weight."""
@@ -288,8 +344,91 @@ Reward = Annotated[RewardConfig, BeforeValidator(_as_reward)]
 
 
 @section
+class JudgeConfig:
+    """A language model that judges texts: behind an OpenAI-compatible endpoint, or a local one."""
+
+    kind: Literal["openai", "local"] = "openai"
+    """openai: a chat endpoint in OpenAI's form (vLLM, llama.cpp, Ollama and most services). local: a Transformers model
+    in this process."""
+    model: Text
+    """The endpoint's name of the model; local: a folder or hub id, of a model with a chat template."""
+    url: Text | None = None
+    """openai: the endpoint up to `/chat/completions`, as `http://localhost:8000/v1`."""
+    api_key_env: Text | None = None
+    """openai: name of the environment variable with the API key, which is written nowhere; None sends none."""
+    temperature: NonNegativeFloat = 0.0
+    """0 takes the likeliest verdict, which makes judging repeatable as far as the endpoint does."""
+    max_tokens: PositiveInt = 512
+    """Most tokens of a verdict, its reason and a reasoning model's thought included (a verdict takes about 60)."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """openai: further fields of the request's body; null removes one that is sent otherwise, as `{max_tokens: null,
+    max_completion_tokens: 2000}`."""
+    timeout: PositiveFloat = 60.0
+    """openai: most seconds for one attempt, from the connection to the last byte (a tenth of OpenAI's client)."""
+    retries: NonNegativeInt = 5
+    """openai: further attempts after a status of 429 or 5xx, a timeout or a broken connection (OpenAI's client: 2)."""
+    requests_per_minute: PositiveFloat | None = None
+    """openai: most attempts a minute, evenly spaced; None sets no limit but what the endpoint answers."""
+    concurrency: PositiveInt = 8
+    """openai: requests under way at once."""
+    cache: Text | None = None
+    """Folder in which answers are kept, so that no question is paid for twice; None keeps none."""
+    price_in: NonNegativeFloat | None = None
+    """openai: price of a million tokens read, in the currency of `max_cost`."""
+    price_out: NonNegativeFloat | None = None
+    """openai: price of a million tokens written."""
+    max_cost: PositiveFloat | None = None
+    """openai: stop with an error once the answers of this process have cost this much; None sets no limit."""
+    revision: str | None = None
+    """local: branch, tag or commit of the hub repository."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """local: of the weights; auto as in `model.precision`. The device is the run's."""
+    batch_size: PositiveInt = 8
+    """local: questions per batch (Transformers)."""
+    trust_remote_code: bool = False
+    """local: run Python code from the model's repository. Only for code that you have read (Transformers)."""
+
+    def faults(self) -> list[tuple[str, str]]:
+        """What types cannot check, as (key, sentence): missing, contradictory or inert settings, secrets."""
+        here = {"openai": LOCAL_JUDGE, "local": ENDPOINT_JUDGE}[self.kind]
+        default = JudgeConfig(model=self.model, url=None)
+        faults = [
+            (key, f"has no effect with kind {self.kind}; remove it")
+            for key in here
+            if getattr(self, key) != getattr(default, key)
+        ]
+        if self.kind == "local":
+            return faults
+        if self.url is None:
+            faults.append(("url", "is missing; give the endpoint's address, as http://localhost:8000/v1"))
+        elif not self.url.startswith(("http://", "https://")):
+            faults.append(("url", f"must begin with http:// or https:// (got '{self.url}')"))
+        elif "@" in self.url or "?" in self.url:
+            faults.append(("url", "holds a user name, a key or a query; name an environment variable in api_key_env"))
+        if self.api_key_env is not None and not self.api_key_env.isidentifier():
+            faults.append(("api_key_env", "must be the name of an environment variable, not the key itself"))
+        fixed = sorted({"messages", "model", "stream", "n"} & set(self.extra))
+        faults += [(f"extra.{key}", "is decided by the judge itself; remove it") for key in fixed]
+        if self.max_cost is not None and (self.price_in is None or self.price_out is None):
+            faults.append(("max_cost", "needs price_in and price_out; set both"))
+        return faults
+
+
+LOCAL_JUDGE = ("revision", "precision", "batch_size", "trust_remote_code")
+ENDPOINT_JUDGE = (
+    "url", "api_key_env", "extra", "timeout", "retries", "requests_per_minute", "concurrency", "price_in", "price_out",
+    "max_cost",
+)  # fmt: skip
+
+
+@section
 class CacheConfig:
-    """Where prepared data are kept."""
+    """Where prepared data are kept, so that a second run on the same rows need not prepare them again."""
 
     dir: str | None = None
-    """Folder of the data cache; None takes the `datasets` library's own (`HF_DATASETS_CACHE`)."""
+    """Folder of prepared data and downloads, the hub's too; None takes `ALIGNTUNE_CACHE`, else `~/.cache/aligntune`, and
+    the `datasets` library's own folder for the hub's (`HF_DATASETS_CACHE`)."""
+    enabled: bool = True
+    """Keep prepared and tokenised rows, and take them where nothing has changed that they are made of."""
+    max_gb: PositiveFloat = 20.0
+    """Most prepared data to keep, in GB; what was unused for longest goes first (ours)."""
