@@ -24,6 +24,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from aligntune.grading.forms import align
+from aligntune.grading.quantity import read
+
 MAX_ANSWER = 300
 """Longest answer in characters; no answer of GSM8K or MATH has more, and symbolic grading of longer text is
 not bounded."""
@@ -105,7 +108,10 @@ def strip_reasoning(text: str) -> str:
 
 def is_hedge(answer: str, gold: str | None = None) -> bool:
     """True if `answer` offers more than one value in a form that `gold` does not have."""
-    answer, gold = tidy(answer), tidy(gold or "")
+    answer = tidy(answer)
+    if read(answer) is not None:
+        return False
+    gold, answer = align(tidy(gold or ""), answer)
     if any(h.search(answer) and not h.search(gold) for h in _HEDGES):
         return True
     if "," in _GROUP.sub("", answer) and "," not in gold:  # an interval or a pair in brackets is one object
@@ -119,14 +125,16 @@ def is_hedge(answer: str, gold: str | None = None) -> bool:
 
 
 def tidy(answer: str) -> str:
-    """Remove what carries no meaning: dollars around, thousands separators, spacing commands, emphasis, a full stop."""
+    """Remove what carries no meaning: dollars around, thousands separators, spacing commands, emphasis, a full
+    stop."""
     answer = answer.strip().strip("*_`").strip()
     for opening, closing in (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$")):
         if answer.startswith(opening) and answer.endswith(closing) and len(answer) > len(opening) + len(closing):
             answer = answer[len(opening) : -len(closing)].strip()
     answer = answer.replace("{,}", ",").replace("\\!", "").replace("\\,", "").replace("\\$", "$").replace("\\%", "%")
     answer = re.sub(r"(?<![0-9.,])([0-9]{1,3}(?:[, ][0-9]{3})+)(?![0-9,])", lambda m: re.sub("[, ]", "", m[1]), answer)
-    return answer.replace("−", "-").rstrip(".!").strip()
+    answer = re.sub(r"(?<=[^0-9)}!])!+$", "", answer.replace("−", "-").strip())  # after a number it is a factorial
+    return re.sub(r"(?<!\.)\.$", "", answer).strip()
 
 
 def _accept(answer: str, source: str, gold: str | None) -> Found:

@@ -7,10 +7,10 @@ The process is a clean interpreter (`python -I`, no environment but the search p
 `worker_main.py`. The caller waits on a pipe, so the deadline holds in any thread and whatever the text makes
 the libraries do; a signal-based timeout holds only in the main thread, and not against every expression.
 Requests from several threads queue up. A forked child starts a worker of its own. At exit all workers are
-ended; where the process is killed instead, its workers see their input close.
+ended; where the process is killed instead, its workers see their input close. On Linux with landlock and seccomp the
+worker locks itself (`worker_main.confine`), but for the task `sql`, which opens databases.
 
-Source: Python's `subprocess` and `select`. It does not restrict what the worker may read (the code sandbox
-will).
+Source: Python's `subprocess` and `select`. On other systems it does not restrict what the worker may read.
 """
 
 from __future__ import annotations

@@ -4,17 +4,22 @@
     {"gold": "1/2", "answer": "0.5", "deadline": 5}      ->      {"equal": true}
 
 It imports nothing of AlignTune, so that no model, token or data set is in the memory of the process that
-parses a model's text. It limits its own memory and file writing, and ends itself when a request outlives its
-deadline and nobody is left to end it, or when its input closes.
+parses a model's text. It limits its own memory and file writing, locks itself as the code sandbox's programs are
+locked where the system can (`sandbox.lockdown`; the task `sql` needs files and is not), and ends itself when a request
+outlives its deadline and nobody is left to end it, or when its input closes.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import re
 import signal
 import sys
+import sysconfig
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 MEMORY = 4 << 30
@@ -32,6 +37,35 @@ def limit() -> None:
             resource.setrlimit(kind, (amount, amount))
         except (ValueError, OSError):  # macOS has no limit on address space
             continue
+
+
+def confine(folders: list[str]) -> bool:
+    """Read packages and nothing else from here on: no file written, no socket, no process, no signal, no capability.
+
+    Returns:
+        Whether the system could (Linux with landlock and seccomp); without, the limits of `limit` remain.
+    """
+    if sys.platform != "linux":
+        return False
+    lockdown = _beside("sandbox/lockdown.py")
+    readable = [*folders, *sysconfig.get_paths().values(), "/usr/lib", "/lib", "/lib64", "/dev/null", "/dev/urandom"]
+    try:
+        lockdown.drop_capabilities()
+        lockdown.landlock([path for path in readable if os.path.exists(path)])
+        lockdown.seccomp()
+    except OSError:
+        return False
+    return True
+
+
+def _beside(name: str) -> Any:
+    """The module in a file of this folder, which is no package here."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, Path(__file__).parent / name)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name} is missing")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def grade_math() -> Any:
@@ -104,15 +138,7 @@ def validate() -> Any:
 
 def sql() -> Any:
     """The request handler of the task `sql`, from the file beside this one."""
-    import importlib.util
-    from pathlib import Path
-
-    spec = importlib.util.spec_from_file_location("worker_sql", Path(__file__).with_name("worker_sql.py"))
-    if spec is None or spec.loader is None:
-        raise ImportError("worker_sql.py is missing")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.handle
+    return _beside("worker_sql.py").handle
 
 
 def main() -> None:
@@ -127,6 +153,8 @@ def main() -> None:
         print(json.dumps({"ready": False, "error": str(e)}), flush=True)
         return
     limit()
+    if task != "sql":  # which opens the databases that requests name, behind SQLite's own authorizer
+        confine(folders)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
