@@ -69,6 +69,6 @@ def common_arguments(config: RunConfig, *, device: str, precision: str, output_d
 def trainer_arguments(config: RunConfig, *, device: str, precision: str, output_dir: str) -> dict[str, Any]:
     """All values for the trainer's configuration class: the common ones and the algorithm's own."""
     common = common_arguments(config, device=device, precision=precision, output_dir=output_dir)
-    if config.algorithm.args == "transformers:TrainingArguments":
-        del common["router_aux_loss_coef"]  # the coefficient is a setting of TRL's classes
+    if config.algorithm.args in ("transformers:TrainingArguments", "trl:RewardConfig"):
+        del common["router_aux_loss_coef"]  # a setting of TRL's trainers of causal models
     return {**common, **config.algorithm.arguments(config)}

@@ -25,12 +25,11 @@ from pydantic import NonNegativeFloat, PositiveInt
 from aligntune.errors import ConfigurationError, RewardError
 from aligntune.rewards.base import REWARDS, Score
 from aligntune.rewards.models.base import Precision
-from aligntune.rewards.models.classifier import OneLogit
+from aligntune.rewards.models.classifier import RECORD, OneLogit, answer_ids, load_classifier
 from aligntune.rewards.models.reward import ModelReward
 
 PRECISIONS = Precision
-STATED = "reward_model.json"
-"""Where a reward model's folder states mean and standard deviation of its scores in training."""
+__all__ = ["PRECISIONS", "RewardEnsembleReward", "RewardModelReward", "load_classifier"]
 
 
 class _Scored(ModelReward):
@@ -71,7 +70,8 @@ class RewardModelReward(_Scored):
         path: a folder or hub id; an adapter folder over a base works too.
         revision: branch, tag or commit of the hub repository.
         batch_size: texts per forward pass; texts of similar length go together.
-        max_length: most tokens of prompt and answer; None takes what the model was made for.
+        max_length: most tokens of prompt and answer; None takes what its `reward_model.json` says that it was trained
+            with, else what the model was made for.
         precision: of the weights; auto is bf16 on a GPU that has it, fp16 on an older one, fp32 on the CPU.
         trust_remote_code: run Python code from the model's repository. Only for code that you have read.
 
@@ -105,7 +105,30 @@ class RewardModelReward(_Scored):
 
     def scores(self, texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[float]:
         """One logit for each answer, in order."""
-        return self.model.scores(texts, columns["prompt"])
+        return self.logits(texts, columns["prompt"])
+
+    def logits(self, texts: Sequence[str], prompts: Sequence[Any]) -> list[float]:
+        """One logit for each of N answers to N prompts (texts or message lists), in order."""
+        return self.model.scores(texts, prompts)
+
+    @property
+    def max_length(self) -> int | None:
+        """The parameter."""
+        return self.model.max_length
+
+    @property
+    def _loaded(self) -> Any:
+        return self.model._loaded
+
+    @_loaded.setter
+    def _loaded(self, loaded: tuple[Any, Any, int | None]) -> None:
+        self.model.take(*loaded)
+
+    def _load(self) -> tuple[Any, Any, int | None]:
+        return self.model.load()
+
+    def _ids(self, tokenizer: Any, prompt: Any, text: str, limit: int | None) -> list[int]:
+        return answer_ids(tokenizer, prompt, text, limit, self.model.path)
 
 
 class RewardEnsembleReward(_Scored):
@@ -180,12 +203,12 @@ class RewardEnsembleReward(_Scored):
 
 def _stated_scale(path: str) -> tuple[float, float]:
     """Mean and standard deviation of a reward model's scores in training, from its folder."""
-    file = Path(path).expanduser() / STATED
+    file = Path(path).expanduser() / RECORD
     hint = "train it with `aligntune rewards train`, or set standardise: false where all are on one scale"
     if not file.is_file():
-        raise ConfigurationError(f"{path} does not state the scale of its scores (no {STATED})", hint=hint)
+        raise ConfigurationError(f"{path} does not state the scale of its scores (no {RECORD})", hint=hint)
     try:
-        stated = json.loads(file.read_text(encoding="utf-8"))
+        stated = json.loads(file.read_text(encoding="utf-8"))["scores"]
         mean, std = float(stated["mean"]), float(stated["std"])
     except (KeyError, TypeError, ValueError) as e:
         raise ConfigurationError(f"{file} states no mean and std", hint=hint) from e
