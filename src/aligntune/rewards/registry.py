@@ -150,13 +150,20 @@ def register_custom_reward(
     return RewardRegistry.register_custom_reward(name, reward, **options)
 
 
-def make_reward(kind: str | Enum, params: dict[str, Any], *, deadline: float | None = None) -> RewardFunction:
+def make_reward(
+    kind: str | Enum, params: dict[str, Any], *, deadline: float | None = None, judge: Any = None
+) -> RewardFunction:
     """A reward with its parameters, and with `deadline` (seconds per text) in place of its own where given.
+
+    Args:
+        judge: settings of the run's judge, for a reward that has a parameter `judge` and is given none.
 
     Raises:
         ConfigurationError: unknown name or parameter, or two deadlines.
     """
     cls = resolve(kind)
+    if judge is not None and "judge" not in params and "judge" in _parameters(cls):
+        params = {**params, "judge": judge}
     own = issubclass(cls, FunctionReward) and "deadline" in cls.signature.defaults
     if deadline is not None and own:
         if "deadline" in params:
@@ -191,10 +198,18 @@ def resolve(kind: str | Enum) -> type[RewardFunction]:
     return _as_class(target, attribute, origin=name)
 
 
+def _parameters(cls: type[RewardFunction]) -> set[str]:
+    """Names of the parameters that a reward takes."""
+    if issubclass(cls, FunctionReward):
+        return {*cls.signature.required, *cls.signature.defaults}
+    return set(_constructor_defaults(cls))
+
+
 def _constructor_defaults(cls: type[RewardFunction]) -> dict[str, Any]:
     """Parameters of a reward class with their defaults, as its constructor names them."""
     named = inspect.signature(cls).parameters.values()
-    return {p.name: p.default for p in named if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    kept = [p for p in named if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {p.name: None if p.default is p.empty else p.default for p in kept}
 
 
 def _as_class(

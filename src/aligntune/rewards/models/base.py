@@ -105,7 +105,7 @@ class LocalModel:
                 from aligntune.utils.device import DeviceManager
 
                 device = DeviceManager(self.device)
-                model, tokenizer = self._read(device.precision(self.precision))
+                model, tokenizer = self.read(device.precision(self.precision))
                 limit = self.max_length or self._limit(model, tokenizer)
                 self._loaded = (model.to(device.device).eval().requires_grad_(False), tokenizer, limit)
             loaded: tuple[Any, Any, int | None] = self._loaded
@@ -125,7 +125,8 @@ class LocalModel:
             hint=f"give a trained {self.what}; missing weights would be random numbers",
         )
 
-    def _read(self, precision: str) -> tuple[Any, Any]:
+    def read(self, precision: str) -> tuple[Any, Any]:
+        """The model, on the CPU, and its tokenizer, in a precision ("fp32", "bf16", "fp16"); see `load` for errors."""
         import torch
         import transformers
 

@@ -9,14 +9,18 @@ calibrate: a probability is the model's word.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.rewards.base import count
 from aligntune.rewards.models.base import LocalModel
 
+RECORD = "reward_model.json"
+"""What `aligntune rewards train` writes beside a reward model: how it was trained, and the scale of its scores."""
 _UNNAMED = re.compile(r"(?i)label_\d+")
 NLI_LABELS = {"entailment": "entail", "neutral": "neutral", "contradiction": "contradict"}
 """The three labels and how their names begin in published models, in any case."""
@@ -168,25 +172,64 @@ class OneLogit(_Classifier):
         Raises:
             ConfigurationError: conversations, and a tokenizer without a chat template.
         """
-        rows = [{"input_ids": self._ids(p, t)} for p, t in zip(prompts, texts, strict=True)]
+        _, tokenizer, limit = self.load()
+        pairs = zip(prompts, texts, strict=True)
+        rows = [{"input_ids": answer_ids(tokenizer, prompt, text, limit, self.path)} for prompt, text in pairs]
         return [row[0] for row in self.logits(rows)]
 
-    def _ids(self, prompt: Any, text: str) -> list[int]:
-        _, tokenizer, limit = self.load()
-        text = text.encode("utf-8", "replace").decode()  # a lone surrogate, which no tokenizer takes
-        if isinstance(prompt, str):
-            ids: list[int] = tokenizer(prompt + text)["input_ids"]
-        else:
-            if not tokenizer.chat_template:
-                raise ConfigurationError(
-                    f"cannot read conversations: {self.path} is a reward model whose tokenizer has no chat template",
-                    hint="save the tokenizer with the template that the reward model was trained with "
-                    "(tokenizer.chat_template), or use plain-text prompts",
-                )
-            messages = [*prompt, {"role": "assistant", "content": text}]
-            written = tokenizer.apply_chat_template(messages, tokenize=False)
-            ids = tokenizer(written, add_special_tokens=False)["input_ids"]
-        if limit is not None and len(ids) > limit:
-            count("truncated")
-            ids = ids[:limit]
-        return ids or [tokenizer.pad_token_id]
+    def take(self, model: Any, tokenizer: Any, limit: int | None) -> None:
+        """Score with a model that is in memory already, in place of the one at `path`."""
+        self._loaded = (model, tokenizer, limit)
+
+    def _limit(self, model: Any, tokenizer: Any) -> int | None:
+        """What the model's `reward_model.json` says that it was trained with, else what it was made for."""
+        record = Path(self.path).expanduser() / RECORD
+        stated = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        length = stated.get("max_length") if isinstance(stated, dict) else None
+        return length if isinstance(length, int) and length > 0 else super()._limit(model, tokenizer)
+
+
+def answer_ids(tokenizer: Any, prompt: Any, text: str, limit: int | None, path: str) -> list[int]:
+    """Token ids of a prompt and an answer as a reward model reads them.
+
+    Args:
+        prompt: a text, which the answer follows, or messages, which the tokenizer's chat template writes.
+        limit: most ids; what is beyond is cut and counted as `truncated`.
+        path: the model's name, for messages.
+
+    Raises:
+        ConfigurationError: messages, and a tokenizer without a chat template.
+    """
+    text = text.encode("utf-8", "replace").decode()  # a lone surrogate, which no tokenizer takes
+    if isinstance(prompt, str):
+        ids: list[int] = tokenizer(prompt.encode("utf-8", "replace").decode() + text)["input_ids"]
+    else:
+        if not tokenizer.chat_template:
+            raise ConfigurationError(
+                f"cannot read conversations: {path} is a reward model whose tokenizer has no chat template",
+                hint="save the tokenizer with the template that the reward model was trained with "
+                "(tokenizer.chat_template), or use plain-text prompts",
+            )
+        messages = [*prompt, {"role": "assistant", "content": text}]
+        written = tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+    if limit is not None and len(ids) > limit:
+        count("truncated")
+        ids = ids[:limit]
+    return ids or [tokenizer.pad_token_id]
+
+
+def load_classifier(path: str, revision: str | None, precision: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """A sequence classifier with one output, and its tokenizer, padding on the right; on the CPU.
+
+    Args:
+        path: a folder or hub id; an adapter folder over a base works too.
+        revision: branch, tag or commit; None is the main branch.
+        precision: "fp32", "bf16" or "fp16".
+        trust_remote_code: run Python code from its repository.
+
+    Raises:
+        ConfigurationError: no such folder, or weights that are not in safetensors files.
+        ValidationError: weights of the head are missing (a causal model), or it has several outputs.
+    """
+    return OneLogit(path, revision=revision, trust_remote_code=trust_remote_code).read(precision)
