@@ -15,6 +15,7 @@ from typing import Any
 
 from aligntune.core.config.base import to_plain
 from aligntune.eval.config import EvalSettings
+from aligntune.eval.metrics.corpus import CorpusMetric
 from aligntune.eval.registry import EvalRegistry
 from aligntune.eval.result import TaskResult
 from aligntune.eval.tasks.base import EvalKind, Subject, item_ids
@@ -67,9 +68,11 @@ class BaseEvaluator:
         for metric in measure.metrics(settings, items):
             scores = metric.scores(items)
             metrics[metric.name] = metric.aggregate(items, scores)
-            if metric.paired:
-                for item, score in zip(items, scores, strict=True):
+            for item, score in zip(items, scores, strict=True):
+                if metric.paired:
                     item.setdefault("scores", {})[metric.name] = score
+                elif isinstance(metric, CorpusMetric):
+                    item.setdefault("statistics", {})[metric.name] = metric.statistics(item)
         return TaskResult(
             name=name or label,
             kind=label,

@@ -11,8 +11,9 @@ row's content alone, so the order of the data does not matter; items that only o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -229,17 +230,20 @@ def compare(a: EvalResult, b: EvalResult, confidence: float = 0.95) -> list[Comp
     return [
         _compare(a.tasks[name], b.tasks[name], metric, confidence)
         for name in shared
-        for metric, value in a.tasks[name].metrics.items()
-        if metric in b.tasks[name].metrics and _scored(a.tasks[name].items, metric)
+        for metric in a.tasks[name].metrics
+        if metric in b.tasks[name].metrics
+        and (_has(a.tasks[name].items, "scores", metric) or _has(a.tasks[name].items, "statistics", metric))
     ]
 
 
-def _scored(items: Iterable[Mapping[str, Any]], metric: str) -> bool:
-    """Whether the metric is a mean of item scores (perplexity is not)."""
-    return any(metric in item.get("scores", {}) for item in items)
+def _has(items: Iterable[Mapping[str, Any]], kind: str, metric: str) -> bool:
+    """Whether items carry scores or statistics of the metric (those of perplexity are its `nll`)."""
+    return any(metric in item.get(kind, {}) for item in items)
 
 
 def _compare(a: TaskResult, b: TaskResult, metric: str, confidence: float) -> Comparison:
+    if _has(a.items, "statistics", metric):
+        return _compare_sums(a, b, metric, confidence)
     first, second = _means(a.items, metric), _means(b.items, metric)
     ids = [i for i in first if i in second]
     only_a, only_b = len(first) - len(ids), len(second) - len(ids)
@@ -259,6 +263,31 @@ def _compare(a: TaskResult, b: TaskResult, metric: str, confidence: float) -> Co
     difference = _weighted(xs, ys, ws, confidence)
     mean_a, mean_b = (sum(v * w for v, w in zip(vs, ws, strict=True)) / sum(ws) for vs in (xs, ys))
     return Comparison(a.name, metric, difference, mean_a, mean_b, only_a, only_b, direction)
+
+
+def _compare_sums(a: TaskResult, b: TaskResult, metric: str, confidence: float) -> Comparison:
+    """A metric over summed statistics: the questions that both have are resampled together."""
+    from aligntune.eval.config import EvalSettings
+    from aligntune.eval.metrics.corpus import CorpusMetric, summed
+    from aligntune.eval.registry import EvalRegistry
+
+    sides = [summed(t.items, [i.get("statistics", {}).get(metric) for i in t.items]) for t in (a, b)]
+    shared = [i for i in sides[0] if i in sides[1]]
+    only_a, only_b = (len(side) - len(shared) for side in sides)
+    blank = Comparison(a.name, metric, None, None, None, only_a, only_b, a.metrics[metric].higher_is_better)
+    known = {f.name for f in fields(EvalSettings)}
+    settings = EvalSettings(**{k: v for k, v in a.settings.items() if k in known})
+    found = {m.name: m for m in EvalRegistry.get(a.kind)().metrics(settings, a.items)}.get(metric)
+    if not isinstance(found, CorpusMetric):
+        return _because(blank, f"the kind {a.kind} no longer has this metric")
+    try:
+        difference = found.difference(sides[0], sides[1], confidence)
+    except ValidationError as e:
+        return _because(blank, e.message)
+    values = [found.combine([math.fsum(c) for c in zip(*(s[i] for i in shared), strict=True)]) for s in sides]
+    return Comparison(
+        a.name, metric, difference, values[0], values[1], only_a, only_b, a.metrics[metric].higher_is_better
+    )
 
 
 def _because(blank: Comparison, reason: str) -> Comparison:

@@ -83,7 +83,7 @@ class Metric(ABC):
     requires: tuple[str, ...] = ()
     higher_is_better: bool = True
     weight: ClassVar[str | None] = None
-    paired: ClassVar[bool] = True
+    paired: bool = True
     """Whether the mean of the scores is the metric, so that two models can be compared item by item."""
     why_missing: str = "the item has no score"
 

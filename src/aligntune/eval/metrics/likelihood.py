@@ -11,6 +11,7 @@ Both depend on the tokenizer: values of models with different tokenizers cannot 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,27 +19,44 @@ from aligntune.eval.metrics.base import Item, Metric, MetricValue
 from aligntune.eval.stats import ratio_interval
 
 
-class NLLMetric(Metric):
-    """Mean negative log-likelihood per token, in nats; at least 0. The interval treats rows as independent."""
+class TokenMeanMetric(Metric):
+    """Base of means over tokens: sum over all tokens / number of tokens. The interval treats rows as independent.
+
+    A subclass writes `total`.
+    """
+
+    weight = "tokens"
+
+    @abstractmethod
+    def total(self, item: Item) -> tuple[float, int]:
+        """The sum over the item's tokens, and their number."""
+
+    def score(self, item: Item) -> float | None:
+        """The item's own mean; None without a counted token, or where it is not finite."""
+        amount, tokens = self.total(item)
+        return amount / tokens if tokens and math.isfinite(amount) else None
+
+    def aggregate(self, items: Sequence[Item], scores: Sequence[float | None], confidence: float = 0.95) -> MetricValue:
+        """Token-weighted mean over the rows."""
+        rows = [self.total(item) for item, score in zip(items, scores, strict=True) if score is not None]
+        missing = len(items) - len(rows)
+        if not rows:
+            return self.value(None, missing, self.why_missing if items else "there are no items")
+        interval = ratio_interval([amount for amount, _ in rows], [tokens for _, tokens in rows], confidence)
+        return self.value(interval, missing, self.why_missing if missing else "")
+
+
+class NLLMetric(TokenMeanMetric):
+    """Mean negative log-likelihood per token, in nats; at least 0."""
 
     name = "nll"
     requires = ("nll", "tokens")
     higher_is_better = False
-    weight = "tokens"
     why_missing = "the row has no counted token (it is empty, or cut before its answer)"
 
-    def score(self, item: Item) -> float | None:
-        """The row's own mean; None without a counted token."""
-        return item["nll"] / item["tokens"] if item["tokens"] else None
-
-    def aggregate(self, items: Sequence[Item], scores: Sequence[float | None], confidence: float = 0.95) -> MetricValue:
-        """Token-weighted mean over the rows."""
-        rows = [item for item, score in zip(items, scores, strict=True) if score is not None]
-        missing = len(items) - len(rows)
-        if not rows:
-            return self.value(None, missing, self.why_missing if items else "there are no items")
-        interval = ratio_interval([row["nll"] for row in rows], [row["tokens"] for row in rows], confidence)
-        return self.value(interval, missing, self.why_missing if missing else "")
+    def total(self, item: Item) -> tuple[float, int]:
+        """`nll` and `tokens`."""
+        return item["nll"], item["tokens"]
 
 
 class PerplexityMetric(NLLMetric):

@@ -46,6 +46,18 @@ class PreferenceAccuracyMetric(Metric):
         return wilson_interval(sum(scores), len(scores), confidence)
 
 
+class RewardAccuracyMetric(PreferenceAccuracyMetric):
+    """Share of pairs whose chosen answer a reward or reward model scores higher (RewardBench, arXiv:2403.13787).
+
+    Ties count one half. Values in [0, 1].
+    """
+
+    name = "reward_accuracy"
+
+    def __init__(self, chosen: str = "chosen_score", rejected: str = "rejected_score", name: str | None = None) -> None:
+        super().__init__(chosen, rejected, name)
+
+
 class RewardMarginMetric(PreferenceAccuracyMetric):
     """Mean of chosen minus rejected score, with Student's t interval."""
 

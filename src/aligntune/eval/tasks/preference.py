@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aligntune.algorithms.base import Schema
 from aligntune.eval.likelihood import preference_logprobs
 from aligntune.eval.metrics.base import Metric
+from aligntune.eval.metrics.policy import ImplicitRewardMetric, LogRatioMetric
 from aligntune.eval.metrics.preference import PreferenceAccuracyMetric, RewardMarginMetric
 from aligntune.eval.tasks.base import EvalKind, Row, Subject
 
@@ -72,6 +73,14 @@ class Preference(EvalKind):
             found = [
                 PreferenceAccuracyMetric("chosen_reward", "rejected_reward"),
                 RewardMarginMetric("chosen_reward", "rejected_reward"),
+                *(
+                    kind(f"{side}_logp", f"{side}_logp_reference", name=f"{label}/{side}", **options)
+                    for side in ("chosen", "rejected")
+                    for kind, label, options in (
+                        (ImplicitRewardMetric, "implicit_reward", {"beta": settings.beta}),
+                        (LogRatioMetric, "log_ratio", {}),
+                    )
+                ),
                 *found,
             ]
         for metric in found:
