@@ -13,7 +13,7 @@ A clip, and normalisation of the total, are left to the factor and the residual 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from aligntune.errors import AlignTuneError
@@ -78,10 +78,10 @@ def _shapley(rollouts: Rollouts, cell: Integers) -> tuple[dict[str, Floats], str
     from aligntune.rewards.audit.attribution import shapley
     from aligntune.rewards.composition import Composition, Rules
 
-    facts = list(rollouts.components.values())
+    facts, given = list(rollouts.components.values()), rollouts.composition
     parts = [Part(f.name, f.weight, f.threshold, f.bounds) for f in facts]
     try:
-        composition = Composition(parts, Rules.of(dict(rollouts.composition)))
+        composition = Composition(parts, Rules(**{f.name: given[f.name] for f in fields(Rules) if f.name in given}))
     except AlignTuneError as e:  # the range of a user's reward may be unknown here
         zero = {name: np.zeros(len(rollouts)) for name in rollouts.names}
         return zero, f"not split, because the composition cannot be made here ({e.message})"
