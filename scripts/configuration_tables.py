@@ -30,6 +30,7 @@ SECTIONS = {
     "evaluation": "EvaluationConfig",
     "logging": "LoggingConfig",
     "each of rewards": "RewardConfig",
+    "composition": "CompositionConfig",
     "judge": "JudgeConfig",
     "cache": "CacheConfig",
 }

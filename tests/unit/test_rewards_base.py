@@ -238,12 +238,16 @@ def test_what_cannot_be_a_reward(fn, options: dict, what: str) -> None:
         reward_class(fn, "odd", **options)
 
 
-def test_coroutines_are_refused() -> None:
-    async def later(text):
-        return 1.0
+def test_generators_are_refused() -> None:
+    def one(text):
+        yield 1.0
 
-    with pytest.raises(ConfigurationError, match="is a coroutine function"):
-        reward_class(later, "later")
+    async def later(text):
+        yield 1.0
+
+    for fn in (one, later):
+        with pytest.raises(ConfigurationError, match="is a generator"):
+            reward_class(fn, "later")
 
 
 def test_functions_of_a_module_pickle_with_their_options() -> None:

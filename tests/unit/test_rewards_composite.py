@@ -185,7 +185,8 @@ def test_trl_gets_totals_and_logs() -> None:
     assert totals == [2.0, None]
     assert logged["rewards/a/mean"] == 1
     assert logged["rewards/a/none"] == 0.5
-    step, seen_prompts, seen_completions, columns, scores = recorded[0]
+    step, seen_prompts, seen_completions, columns, scores, tokens = recorded[0]
+    assert tokens == [1, 1]
     assert (step, seen_prompts, seen_completions, columns) == (7, prompts, completions, {"a": [1, None]})
     assert scores.total == totals
 

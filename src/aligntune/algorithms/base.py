@@ -64,6 +64,8 @@ class AlgorithmParams:
     learning_rate: ClassVar[float] = 2e-5
     inert: ClassVar[dict[str, str]] = {}
     uses_rewards: ClassVar[bool] = False
+    bounded_rewards: ClassVar[bool] = False
+    """Whether totals must have a finite range."""
     head: ClassVar[Head] = "causal_lm"
     driver: ClassVar[str] = ""
     evaluator: ClassVar[str] = ""
@@ -97,6 +99,23 @@ class AlgorithmParams:
         Raises:
             AlignTuneError: with the fix.
         """
+
+    @property
+    def splits_rewards(self) -> bool:
+        """Whether the trainer gets each reward apart, in place of their sum."""
+        return False
+
+    @property
+    def invariance(self) -> frozenset[str]:
+        """What may be done to all totals without changing an update: "shift" and "scale" of all of them by one number,
+        "group shift" and "group scale" by one for each prompt's answers."""
+        return frozenset()
+
+    @property
+    def group_size(self) -> int | None:
+        """Answers that are sampled for one prompt; None for algorithms that sample none."""
+        size = getattr(self, "num_generations", self.fixed.get("num_generations"))
+        return None if size is None else int(size)
 
     def rewards(self, composite: Any) -> Any:
         """The run's `CompositeReward` as this algorithm adds its components up."""

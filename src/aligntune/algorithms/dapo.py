@@ -57,6 +57,11 @@ class DAPO(Clip):
         longest: int = config.generation.max_completion_length
         return max(1, longest // 5) if self.overlong_buffer is None else self.overlong_buffer
 
+    @property
+    def invariance(self) -> frozenset[str]:
+        """A scale counts, because the punishment is added to the totals as they are."""
+        return frozenset({"shift", "group shift"})
+
     def plugin(self, config: Any) -> Plugin:
         return DynamicSampling(self.max_resample, self.buffer(config))
 

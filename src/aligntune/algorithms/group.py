@@ -244,9 +244,10 @@ class GroupPolicy(AlgorithmParams):
         return found
 
     @property
-    def splits_rewards(self) -> bool:
-        """Whether the trainer gets each reward apart, in place of their sum."""
-        return False
+    def invariance(self) -> frozenset[str]:
+        kind = getattr(self, "scale_rewards", self.fixed.get("scale_rewards", NEUTRAL["scale_rewards"]))
+        scales = {"group": {"scale", "group scale"}, "batch": {"scale"}, "none": set()}[kind]
+        return frozenset({"shift", "group shift", *scales})
 
 
 @section

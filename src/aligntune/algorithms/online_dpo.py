@@ -175,6 +175,10 @@ class OnlineDPO(AlgorithmParams):
         """What the trainer below is told about groups of two."""
         return GroupPolicy(num_generations=2, disable_dropout=True)
 
+    @property
+    def invariance(self) -> frozenset[str]:
+        return frozenset({"shift", "scale", "group shift", "group scale"})  # only the order of two counts
+
     def arguments(self, config: Any) -> dict[str, Any]:
         return {**self._group.arguments(config), **self.fixed, "beta": self.beta}
 

@@ -44,6 +44,7 @@ class PACE(Reference, Clip):
     """Learn from single completions, each compared with what its prompt has earned before."""
 
     fixed: ClassVar[dict[str, Any]] = {"scale_rewards": "none"}
+    bounded_rewards: ClassVar[bool] = True
 
     num_generations: PositiveInt = 1
     """Completions per prompt and visit, G (the paper)."""
@@ -111,23 +112,19 @@ class PACE(Reference, Clip):
 
 
 def reward_range(composite: Any) -> tuple[float, float]:
-    """Lowest and highest total of a run's rewards, by their declared ranges, thresholds, normalisations and weights.
+    """Lowest and highest total of a run's rewards, by their declared ranges and the run's composition.
 
     Raises:
         ConfigurationError: a reward declares no finite range, so its score cannot be mapped to [0, 1].
     """
-    low = high = 0.0
-    for c in composite.components:
-        if c.weight == 0:
-            continue
-        ends = [c.weight * bound for bound in c.bounds]
-        if not all(map(math.isfinite, ends)):
-            raise ConfigurationError(
-                f"reward '{c.name}' declares no finite range, and pace compares rewards with an expected value in "
-                "[0, 1]",
-                hint="decorate the function with @reward(name, range=(low, high)), or set a threshold",
-            )
-        low, high = low + min(ends), high + max(ends)
+    low, high = composite.bounds
+    if not (math.isfinite(low) and math.isfinite(high)):
+        unbounded = [c.name for c in composite.components if c.weight and not all(map(math.isfinite, c.bounds))]
+        raise ConfigurationError(
+            f"reward '{', '.join(unbounded)}' declares no finite range, and pace compares rewards with an expected "
+            "value in [0, 1]",
+            hint="decorate the function with @reward(name, range=(low, high)), or set a threshold",
+        )
     return low, high
 
 

@@ -95,6 +95,10 @@ class PPO(GroupPolicy):
     task_weights: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Task to reward to weight, in place of the rewards' own weights (none by default)."""
 
+    @property
+    def invariance(self) -> frozenset[str]:
+        return frozenset()  # the value model learns the totals themselves
+
     def schedule(self, config: Any) -> tuple[int, int]:
         return config.train.gradient_accumulation_steps * self.num_mini_batches, self.num_ppo_epochs
 

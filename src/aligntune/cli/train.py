@@ -159,7 +159,8 @@ def _describe(config: RLConfig | SFTConfig) -> Output:
     if config.algorithm.uses_rewards:
         from aligntune.rewards import build_rewards
 
-        build_rewards(config.rewards)  # type: ignore[union-attr]
+        given: Any = config
+        build_rewards(given.rewards, composition=given.composition, judge=given.judge)
     described = describe(config)
     lines = [f"#   {line}" for key in SHOWN for line in _lines(key, described[key])]
     text = dump_config(config) + "\n# nothing was written; what would be trained:\n" + "\n".join(lines)

@@ -124,7 +124,8 @@ class Trainer:
         if self._rewards is None and self.config.algorithm.uses_rewards:
             from aligntune.rewards import build_rewards
 
-            made = build_rewards(self.config.rewards)  # type: ignore[attr-defined]
+            config: Any = self.config
+            made = build_rewards(config.rewards, composition=config.composition, judge=config.judge)
             made.place(self.config.model.device)
             self._rewards = self.config.algorithm.rewards(made)
         return self._rewards

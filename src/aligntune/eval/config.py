@@ -22,6 +22,7 @@ from annotated_types import Ge, MinLen
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from aligntune.core.config.base import section
+from aligntune.core.config.composing import EVALUATION, CompositionConfig, composition_faults, inert_composition
 from aligntune.core.config.io import changed_keys, parse_section
 from aligntune.core.config.reading import apply_overrides, read_yaml
 from aligntune.core.config.sections import Dataset, JudgeConfig, ModelConfig, OpenFraction, Reward, Seed
@@ -70,6 +71,8 @@ class EvalTask(EvalSettings):
     """Draw this many items with the seed; None takes all. Short for the data set's own `max_samples`."""
     rewards: list[Reward] = Field(default_factory=list)
     """reward. What scores the answers."""
+    composition: CompositionConfig = Field(default_factory=CompositionConfig)
+    """reward. How the rewards become one total."""
     reference_model: str | None = None
     """preference. Model that the implicit reward is measured against (the one before preference training)."""
 
@@ -144,4 +147,14 @@ def _task_faults(task: EvalTask) -> list[tuple[str, str]]:
     faults += [
         (key, f"has no effect in the kind {task.kind}; remove it") for key in sorted(changed - common - kind.options)
     ]
+    if task.rewards:
+        faults += _composition_faults(task)
     return [*faults, *kind.faults(task)]
+
+
+def _composition_faults(task: EvalTask) -> list[tuple[str, str]]:
+    given = {path for path in changed_keys(task) if path.startswith("composition.")}
+    inert = inert_composition(task.composition)
+    inert |= {f"composition.{key}": "totals are normalised in training alone" for key in EVALUATION}
+    found = [(key, f"has no effect: {inert[key]}; remove it") for key in sorted(given & set(inert))]
+    return found + list(composition_faults(task.composition, task.rewards))

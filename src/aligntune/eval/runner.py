@@ -114,7 +114,7 @@ class EvalRunner:
         if task.rewards:
             from aligntune.rewards import build_rewards
 
-            rewards = build_rewards(task.rewards)
+            rewards = build_rewards(task.rewards, composition=task.composition, judge=self.config.judge)
         rows = [dict(row) for row in prepared.dataset]
         kind.check(rows, rewards)
         return _Job(task, kind, prepared, rows, rewards)

@@ -6,6 +6,8 @@ TRL sees one function named `total`, so the composite alone decides weights and 
 list is a row that TRL leaves out of the group's baseline and gives no advantage. The components' statistics
 reach the trainer's logs as `rewards/<name>/mean` and so on (`CompositeReward.summary`).
 
+A component that gives one and the same score for `CONSTANT` steps is told of by name, once (`ConstantWatch`).
+
 Source: `GRPOTrainer._calculate_rewards` of TRL 1.14.2. It does not import TRL.
 """
 
@@ -16,8 +18,13 @@ from typing import Any
 
 from aligntune.errors import ConfigurationError, RewardError, ValidationError
 from aligntune.rewards.composite import TOTAL, BatchScores, CompositeReward
+from aligntune.utils.logging import get_logger
 
-Recorder = Callable[[int, list[Any], list[Any], dict[str, list[Any]], BatchScores], None]
+Recorder = Callable[[int, list[Any], list[Any], dict[str, list[Any]], BatchScores, list[int] | None], None]
+log = get_logger(__name__)
+CONSTANT = 20
+"""Steps in a row with one score after which a component is told of. Ours: a reward that is merely rare at the start of
+a run shows up within them in most batches."""
 _NOT_COLUMNS = ("trainer_state", "log_extra", "environments")
 
 
@@ -26,12 +33,24 @@ class TRLReward:
 
     Args:
         composite: what scores.
-        recorder: called after each batch with (step, prompts, completions, columns, scores), to store rollouts.
+        recorder: called after each batch with (step, prompts, completions, columns, scores, tokens of each completion
+            or None), to store rollouts.
+        tell: takes a sentence that the user should read; the log's warning where it is None.
+        group_size: answers to one prompt, which stand together; None finds groups by equal prompts.
     """
 
-    def __init__(self, composite: CompositeReward, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        composite: CompositeReward,
+        recorder: Recorder | None = None,
+        *,
+        tell: Callable[[str], None] | None = None,
+        group_size: int | None = None,
+    ) -> None:
         self.composite = composite
         self.recorder = recorder
+        self.group_size = group_size
+        self.constant = ConstantWatch(composite, tell or log.warning)
         self.latest: BatchScores | None = None
         self.__name__ = TOTAL
 
@@ -58,15 +77,63 @@ class TRLReward:
         given: dict[str, list[Any]] = {**columns, "prompt": list(prompts), "completion": list(completions)}
         if completion_ids is not None:
             given["completion_ids"] = list(completion_ids)
-        scores = self.composite.score_batch([completion_text(c) for c in completions], given, extras=extras)
+        texts = [completion_text(c) for c in completions]
+        scores = self.composite.score_batch(texts, given, extras=extras, train=True, group_size=self.group_size)
         self.latest = scores
         if log_metric is not None:
             for name, value in self.composite.summary(scores, given["prompt"]).items():
                 log_metric(name, value)
+        step = int(getattr(extras.get("trainer_state"), "global_step", 0))
+        self.constant.take(step, scores)
         if self.recorder is not None:
-            step = int(getattr(extras.get("trainer_state"), "global_step", 0))
-            self.recorder(step, given["prompt"], given["completion"], columns, scores)
+            tokens = None if completion_ids is None else [len(ids) for ids in completion_ids]
+            self.recorder(step, given["prompt"], given["completion"], columns, scores, tokens)
         return scores.total
+
+
+class ConstantWatch:
+    """Tells of a component that gives every completion the same score (or none) for `CONSTANT` steps in a row.
+
+    Components without weight are left alone: a metric that stays where it is may be what one hopes for.
+
+    Args:
+        composite: whose components.
+        tell: takes the sentence.
+    """
+
+    def __init__(self, composite: CompositeReward, tell: Callable[[str], None]) -> None:
+        rules = composite.rules
+        self._watched = [c.name for c in composite.components if c.weight or c.name in rules.gates]
+        self._tell = tell
+        self._since: dict[str, tuple[float | None, int]] = {}  # the one score, and the first step with it
+
+    def take(self, step: int, scores: BatchScores) -> None:
+        """Look at the batch that `step` learns from."""
+        for name in list(self._watched):
+            values = set(scores.raw[name])
+            if len(values) != 1:
+                self._since.pop(name, None)
+                continue
+            (value,) = values
+            before, first = self._since.get(name, (value, step))
+            first = first if before == value else step
+            self._since[name] = (value, first)
+            if step - first + 1 >= CONSTANT:
+                self._watched.remove(name)
+                self._tell(_constant(name, value, step - first + 1))
+
+
+def _constant(name: str, value: float | None, steps: int) -> str:
+    if value is None:
+        return (
+            f"reward '{name}' gave no score in {steps} steps in a row: it teaches nothing; look at the columns that it "
+            f"reads and at rewards/{name}/errors, or remove it"
+        )
+    return (
+        f"reward '{name}' gave every completion of {steps} steps in a row the same score (mean {value:g}): it teaches "
+        "nothing; look at the stored rollouts, make it easier or harder (threshold, params), raise "
+        "generation.temperature, or remove it"
+    )
 
 
 class ComponentReward:
@@ -95,19 +162,26 @@ class ComponentReward:
         return [None if total is None else value for total, value in zip(scores.total, values, strict=True)]
 
 
-def trl_rewards(composite: CompositeReward, recorder: Recorder | None = None, *, split: bool = False) -> list[Any]:
+def trl_rewards(
+    composite: CompositeReward,
+    recorder: Recorder | None = None,
+    *,
+    split: bool = False,
+    tell: Callable[[str], None] | None = None,
+    group_size: int | None = None,
+) -> list[Any]:
     """The reward functions that TRL gets: the composite as one, or (`split`) one for each of its components.
 
     Raises:
         ConfigurationError: `split` with a composite whose total is not the plain weighted sum of its components.
     """
-    whole = TRLReward(composite, recorder)
+    whole = TRLReward(composite, recorder, tell=tell, group_size=group_size)
     if not split:
         return [whole]
-    if type(composite) is not CompositeReward or composite.none != "drop":
+    if type(composite) is not CompositeReward or not composite.plain:
         raise ConfigurationError(
             "algo.reward_aggregation: rewards can be normalised apart only where their total is a plain weighted sum",
-            hint="set algo.reward_aggregation to sum_then_normalize",
+            hint="set algo.reward_aggregation to sum_then_normalize, or leave the section composition out",
         )
     return [ComponentReward(whole, c.name, first=i == 0) for i, c in enumerate(composite.components)]
 

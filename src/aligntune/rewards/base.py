@@ -24,13 +24,25 @@ import numbers
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from aligntune import errors
 from aligntune.errors import ConfigurationError, RewardError
 from aligntune.registry import Registry
+from aligntune.rewards.asynchronous import CONCURRENCY, gather
+from aligntune.rewards.calling import batch_arguments, begun, value_of, verl_later, verl_score
 from aligntune.rewards.deadline import DeadlineExceeded, Guard
-from aligntune.rewards.signature import Signature, bind, gold_column, read_signature
+from aligntune.rewards.signature import (
+    PROVIDED,
+    VERL_GOLD,
+    Signature,
+    bind,
+    gold_column,
+    missing_columns,
+    read_signature,
+    verl_arguments,
+)
 
 Score = float | None
 Kind = Literal["verifiable", "measured", "lexical", "reference", "model", "judge"]
@@ -79,6 +91,7 @@ class RewardFunction:
         columns: names of the data columns that it needs.
         deadline: seconds per text, kept by `deadline.Guard`; None sets none.
         params: the parameters that it was made with.
+        whole: a text's score depends on the other texts of the batch.
     """
 
     name: str = ""
@@ -87,6 +100,7 @@ class RewardFunction:
     columns: frozenset[str] | Sequence[str] = frozenset()
     deadline: float | None = USER_DEADLINE
     params: Mapping[str, Any] = {}
+    whole: bool = False
 
     def __init__(self, **params: Any) -> None:
         if params:
@@ -105,6 +119,21 @@ class RewardFunction:
         """Source text of the class, for the run's manifest; its qualified name where the text is not to be
         had."""
         return _source(type(self))
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether scoring waits for something else than this process, so that other rewards may compute meanwhile."""
+        return self.kind == "judge"
+
+    def missing(self, present: Sequence[str] | Mapping[str, Any]) -> list[str]:
+        """The columns that it needs and that are not there; any gold column stands for `reference`."""
+        return missing_columns(self.columns, present)
+
+    def reads(self, present: Sequence[str] | Mapping[str, Any]) -> frozenset[str]:
+        """Those of the data's columns that it reads."""
+        have = set(present)
+        gold = gold_column(dict.fromkeys(present)) if "reference" in set(self.columns) - have else None
+        return frozenset((set(self.columns) | {gold}) & have) - PROVIDED
 
     def place(self, device: str) -> None:
         """Told where the run computes ("auto", "cpu", "cuda", "mps"), before the first score; for rewards that hold a
@@ -198,11 +227,18 @@ class RewardFunction:
         return number
 
     def _guarded(self, call: Callable[[], Any], deadline: float | None, row: int, columns: Mapping[str, Any]) -> Any:
-        try:
+        def guarded() -> Any:
             if deadline is None:
                 return call()
             guard = self.__dict__.get("_guard") or self.__dict__.setdefault("_guard", Guard())
             return guard.call(call, deadline)
+
+        return self._told(guarded, row, columns)
+
+    def _told(self, call: Callable[[], Any], row: int, columns: Mapping[str, Any]) -> Any:
+        """What `call` gives; what it raises, as an error that names the reward and the row."""
+        try:
+            return call()
         except DeadlineExceeded as e:
             raise self._error(f"overran its deadline: {e}", row, columns) from e
         except (RewardError, errors.EnvironmentError):
@@ -234,6 +270,7 @@ class FunctionReward(RewardFunction):
     signature: ClassVar[Signature]
     origin: ClassVar[str | None] = None
     check: ClassVar[Callable[[dict[str, Any]], None] | None] = None
+    concurrency: ClassVar[int] = CONCURRENCY
 
     def __init__(self, **params: Any) -> None:
         self.params = self.signature.check(self.label, params)
@@ -249,16 +286,50 @@ class FunctionReward(RewardFunction):
     def source(self) -> str:
         return _source(inspect.unwrap(type(self).fn))
 
+    @property
+    def concurrent(self) -> bool:
+        return self.signature.asynchronous or self.kind == "judge"
+
+    def missing(self, present: Sequence[str] | Mapping[str, Any]) -> list[str]:
+        return [] if self.signature.verl and VERL_GOLD in present else missing_columns(self.columns, present)
+
+    def reads(self, present: Sequence[str] | Mapping[str, Any]) -> frozenset[str]:
+        return self.signature.reads(self.params, present)
+
     def compute(self, text: str, **kwargs: Any) -> float | None:
         """Call the function with its parameters and the columns that it names."""
         fn = type(self).fn
         if self.signature.batch:
-            call = bind(self.signature, self.params, {k: [v] for k, v in kwargs.items()})
-            result = fn(**_batch_arguments(fn, [text], {k: [v] for k, v in kwargs.items()}, {}), **call)
+            columns = {k: [v] for k, v in kwargs.items()}
+            given = batch_arguments(fn, [text], columns, {})
+            call = {k: v for k, v in bind(self.signature, self.params, columns).items() if k not in given}
+            result = self._one(lambda: fn(**given, **call))
             value: float | None = result[0]
             return value
-        score: float | None = fn(text, **bind(self.signature, self.params, kwargs))
+        score: float | None = self._one(lambda: self._call(text, kwargs))
         return score
+
+    def _call(self, text: str, row: Mapping[str, Any]) -> Any:
+        """What the function gives for one text; of verl's mapping, its `score`."""
+        fn = type(self).fn
+        if not self.signature.verl:
+            return fn(text, **bind(self.signature, self.params, row))
+        given = fn(**verl_arguments(self.signature, text, self.params, row))
+        return verl_later(given) if self.signature.asynchronous else verl_score(given)
+
+    def _one(self, call: Callable[[], Any]) -> Any:
+        """A call's value, waited for where it is a coroutine."""
+        if not self.signature.asynchronous:
+            return call()
+        value = gather([call], None)[0]
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    def score(self, text: str, row: int = 0, columns: Mapping[str, Any] | None = None) -> Score:
+        if not self.signature.asynchronous or self.signature.batch:
+            return super().score(text, row, columns)
+        return self._together([text], {k: [v] for k, v in (columns or {}).items()}, None, first=row)[0]
 
     def batch(
         self,
@@ -268,12 +339,32 @@ class FunctionReward(RewardFunction):
         extras: Mapping[str, Any] | None = None,
         failures: list[RewardError] | None = None,
     ) -> list[Score]:
-        if not self.signature.batch:
-            return super().batch(texts, columns, extras=extras, failures=failures)
         fn, columns = type(self).fn, columns or {}
-        given = _batch_arguments(fn, texts, columns, extras or {})
+        if not self.signature.batch:
+            if self.signature.asynchronous:
+                return self._together(texts, columns, failures)
+            return super().batch(texts, columns, extras=extras, failures=failures)
+        given = batch_arguments(fn, texts, columns, extras or {})
         call = {k: v for k, v in bind(self.signature, self.params, columns).items() if k not in given}
-        return self.together(lambda: fn(**given, **call), len(texts), columns, failures)
+        return self.together(lambda: self._one(lambda: fn(**given, **call)), len(texts), columns, failures)
+
+    def _together(
+        self,
+        texts: Sequence[str],
+        columns: Mapping[str, Sequence[Any]],
+        failures: list[RewardError] | None,
+        first: int = 0,
+    ) -> list[Score]:
+        """Scores of an asynchronous function, `concurrency` texts at a time; the row that fails first is told."""
+        rows = [{k: v[i] for k, v in columns.items() if k not in ("self", "text")} for i in range(len(texts))]
+        calls = [partial(begun, self._call, text, row) for text, row in zip(texts, rows, strict=True)]
+        values = gather(calls, self.deadline, self.concurrency)
+
+        def score(i: int) -> Score:
+            value = self._told(partial(value_of, values[i]), first + i, rows[i])
+            return self.checked(value, first + i, rows[i])
+
+        return _row_by_row(score, len(texts), failures)
 
     def __reduce__(self) -> tuple[Any, ...]:
         how = self.origin or (type(self).fn, self._options())
@@ -281,7 +372,7 @@ class FunctionReward(RewardFunction):
         return _rebuild, (how, dict(self.params)), state
 
     def _options(self) -> dict[str, Any]:
-        kept = ("name", "kind", "range", "deadline", "check")
+        kept = ("name", "kind", "range", "deadline", "check", "concurrency")
         return {k: getattr(type(self), k) for k in kept}
 
 
@@ -294,6 +385,7 @@ def reward_class(
     deadline: float | None = USER_DEADLINE,
     check: Callable[[dict[str, Any]], None] | None = None,
     origin: str | None = None,
+    concurrency: int = CONCURRENCY,
 ) -> type[FunctionReward]:
     """The `RewardFunction` class of a function; `MathCorrectnessReward` for the name `math_correctness`.
 
@@ -307,6 +399,8 @@ def reward_class(
         raise ConfigurationError(
             f"reward '{name}' declares the range [{low:g}, {high:g}]", hint="write range=(low, high)"
         )
+    if concurrency < 1:
+        raise ConfigurationError(f"reward '{name}' has the concurrency {concurrency}", hint="write a number from 1 up")
     signature = read_signature(fn, name)
     if "deadline" in signature.defaults:
         deadline = None  # the function keeps its own deadline
@@ -314,6 +408,7 @@ def reward_class(
     body = {
         "name": name, "kind": kind, "range": (low, high), "deadline": deadline, "fn": staticmethod(fn),
         "signature": signature, "origin": origin, "check": staticmethod(check) if check else None,
+        "concurrency": concurrency,
         "__doc__": inspect.getdoc(fn), "__module__": getattr(fn, "__module__", __name__),
     }  # fmt: skip
     cls = type(f"{title}Reward", (FunctionReward,), body)
@@ -329,6 +424,7 @@ def reward(
     kind: Kind = "verifiable",
     deadline: float | None = None,
     check: Callable[[dict[str, Any]], None] | None = None,
+    concurrency: int = CONCURRENCY,
 ) -> Callable[[F], F]:
     """Make a function a reward and register it under `name`. The function itself stays as it was.
 
@@ -343,6 +439,7 @@ def reward(
             get `USER_DEADLINE`.
         check: called with all parameters when the reward is made; raises ValueError where they contradict
             each other.
+        concurrency: texts of an `async def` function that are under way at the same time.
 
     Raises:
         ConfigurationError: the name is taken by another reward.
@@ -352,38 +449,20 @@ def reward(
         builtin = fn.__module__.startswith("aligntune.")
         limit = deadline if deadline is not None or builtin else USER_DEADLINE
         cls = reward_class(
-            fn, name, kind=kind, range=range, deadline=limit, check=check, origin=name if builtin else None
+            fn,
+            name,
+            kind=kind,
+            range=range,
+            deadline=limit,
+            check=check,
+            origin=name if builtin else None,
+            concurrency=concurrency,
         )
         fn.reward_class = cls  # type: ignore[attr-defined]
         REWARDS.add(name, cls)
         return fn
 
     return decorate
-
-
-def missing_columns(required: frozenset[str] | Sequence[str], present: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """The required columns that are not there; any gold column stands for `reference`."""
-    have = set(present)
-    return sorted(c for c in required if c not in have and not (c == "reference" and gold_column(dict.fromkeys(have))))
-
-
-def _batch_arguments(
-    fn: Callable[..., Any], texts: Sequence[str], columns: Mapping[str, Sequence[Any]], extras: Mapping[str, Any]
-) -> dict[str, Any]:
-    """`prompts`, `completions` and what else of TRL's own arguments the function names."""
-    prompts = list(columns.get("prompt", [""] * len(texts)))
-    completions = columns.get("completion")
-    if completions is None:
-        completions = [
-            [{"role": "assistant", "content": t}] if isinstance(p, list) else t
-            for p, t in zip(prompts, texts, strict=True)
-        ]
-    given = {"prompts": prompts, "completions": list(completions), **extras}
-    if "completion_ids" in columns:
-        given["completion_ids"] = columns["completion_ids"]
-    parameters = inspect.signature(fn).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {k: v for k, v in given.items() if takes_all or k in parameters}
 
 
 def _rebuild(how: Any, params: dict[str, Any]) -> RewardFunction:

@@ -3,7 +3,8 @@
     rewards = TaskRewards(composite, column="task", weights={"math": {"math_correctness": 1.0, "length": 0.0}})
 
 The weight of a component in a row's total is the one that the table gives for the row's task, and the component's own
-weight where the table names neither the task nor the component. Everything else is the composite's.
+weight where the table names neither the task nor the component. Everything else is the composite's, its rules too: the
+mode, gates and clip hold for every task, and running statistics are those of all tasks together.
 
 Source: the weighted sum of `CompositeReward`. It does not switch components off: one of weight 0 is scored and logged.
 """
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.registry import nearest
 from aligntune.rewards.composite import BatchScores, CompositeReward
+from aligntune.rewards.composition import Score
+from aligntune.rewards.normalise import Normaliser
 
 
 class TaskRewards(CompositeReward):
@@ -28,11 +31,11 @@ class TaskRewards(CompositeReward):
         weights: task to component to weight.
 
     Raises:
-        ConfigurationError: a component that the run does not have.
+        ConfigurationError: a component that the run does not have, or weights that the composite's rules refuse.
     """
 
     def __init__(self, composite: CompositeReward, *, column: str, weights: Mapping[str, Mapping[str, float]]) -> None:
-        super().__init__(composite.components, none=composite.none)
+        super().__init__(composite.components, composition=composite.rules)
         known = [c.name for c in self.components]
         for task, table in weights.items():
             for name in table:
@@ -42,9 +45,32 @@ class TaskRewards(CompositeReward):
                     )
         self.column = column
         self._tasks = {
-            task: CompositeReward([replace(c, weight=t.get(c.name, c.weight)) for c in self.components], none=self.none)
+            task: CompositeReward(
+                [replace(c, weight=t.get(c.name, c.weight)) for c in self.components],
+                composition=replace(self.rules, clip=None),  # one clip for all tasks, after their totals
+            )
             for task, t in weights.items()
         }
+        if self.rules.normalise_of == "components" and self.rules.normalise != "none":
+            counted = [
+                c.name for c in self.components if any(c.weight for whole in self._all for c in whole.components)
+            ]
+            self.normaliser = Normaliser(self.rules, counted)
+
+    @property
+    def _all(self) -> list[CompositeReward]:
+        return [self, *self._tasks.values()]
+
+    @property
+    def plain(self) -> bool:
+        """False: no one weight belongs to a component."""
+        return False
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        lows, highs = zip(*(whole.composition.bounds for whole in self._all), strict=True)
+        low, high = self.composition.clipped([min(lows), max(highs)])
+        return cast("tuple[float, float]", (low, high))
 
     def check_columns(self, present: Sequence[str]) -> None:
         super().check_columns(present)
@@ -68,19 +94,15 @@ class TaskRewards(CompositeReward):
         rest = sorted(found - set(self._tasks))
         return [f"rows of the tasks {', '.join(rest)} take the rewards' own weights"] if rest else []
 
-    def score_batch(
-        self,
-        texts: Sequence[str],
-        columns: Mapping[str, Sequence[Any]] | None = None,
-        *,
-        extras: Mapping[str, Any] | None = None,
-    ) -> BatchScores:
-        scores = super().score_batch(texts, columns, extras=extras)
-        tasks = [str(value) for value in (columns or {})[self.column]]
-        rows = [[scores.components[c.name][i] for c in self.components] for i in range(len(texts))]
-        total = [self._tasks.get(task, self)._total(row) for task, row in zip(tasks, rows, strict=True)]
-        stats = {**scores.stats, "rows_dropped": sum(t is None for t in total)}
-        return replace(scores, total=total, stats=stats)
+    def _composed(self, rows: Sequence[Sequence[Score]], columns: Mapping[str, Sequence[Any]]) -> list[Score]:
+        return [whole.composition.total(row) for whole, row in zip(self._by_row(columns), rows, strict=True)]
+
+    def _weights(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
+        tables = [{c.name: c.weight for c in whole.components} for whole in self._by_row(columns)]
+        return {c.name: [table[c.name] for table in tables] for c in self.components}
+
+    def _by_row(self, columns: Mapping[str, Sequence[Any]]) -> list[CompositeReward]:
+        return [self._tasks.get(str(task), self) for task in columns[self.column]]
 
     def summary(self, scores: BatchScores, prompts: Sequence[Any] | None = None) -> dict[str, float]:
         """As the composite's, without the shares of the total's variance, which have no one weight here."""

@@ -1,39 +1,42 @@
-"""Several rewards in one number: `CompositeReward` holds weights, thresholds, normalisation, the policy for None.
+"""Several rewards as one: the components of a row are scored here, and `composition` makes a total of them.
 
     composite = build_rewards([RewardConfig(type="math_correctness"), RewardConfig(type="answer_format", weight=0.2)])
-    scores = composite.score_batch(["#### 72"], {"reference": ["72"]})
-    scores.total            # [1.2]
-    scores.components       # {"math_correctness": [1.0], "answer_format": [1.0]}
+    composite.score_batch(["#### 72"], {"reference": ["72"]}).total      # [1.2]
 
-total = sum of weight x component, where a component is the reward's score after its threshold or
-normalisation. A component of weight 0 is scored and logged, and never changes a total. A None among the
-weighted components is decided by `none`:
+A component is the reward's score after its threshold or normalisation. Rewards that wait for something else than this
+process (asynchronous ones, judges) are scored beside the others; results, counts and the error that is raised do not
+depend on which is ready first.
 
-- drop (default): the row has no total (None), and takes no part in the update;
-- renormalise: the others count, scaled by (sum of all |weights|) / (sum of the present |weights|);
-- zero: it counts 0, which is what TRL does by itself (a row without any score has no total all the same).
+Normalisation by group or by running statistics belongs to training: totals of `score_batch(..., train=True)` are
+normalised, those of evaluation are not, so that they can be compared over time.
 
-Source: the weighted sum of TRL's GRPOTrainer. It does not score by group, nor multiply or gate rewards.
+Source: the weighted sum of TRL's GRPOTrainer. It does not train.
 """
 
 from __future__ import annotations
 
+import contextvars
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
 
 from aligntune.errors import ConfigurationError, RewardError, ValidationError
-from aligntune.rewards.base import RewardFunction, Score, _events, missing_columns
+from aligntune.rewards.base import RewardFunction, Score, _events
+from aligntune.rewards.composition import Composition, NonePolicy, Rules
+from aligntune.rewards.deadline import started
+from aligntune.rewards.normalise import Normaliser
+from aligntune.rewards.summary import prompt_groups, summary
 
 if TYPE_CHECKING:
+    from aligntune.core.config.composing import CompositionConfig
     from aligntune.core.config.sections import RewardConfig
 
-NonePolicy = Literal["drop", "renormalise", "zero"]
 TOTAL = "total"
 """Name of the sum in logs; a component cannot have it."""
+Outcome = tuple[list[Score], Counter[str]]
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,21 @@ class BatchScores:
     """Scores of N texts.
 
     Attributes:
-        total: N weighted sums; None for a dropped row.
-        components: name to N scores after threshold or normalisation, before the weight.
+        total: N totals, as training takes them; None for a dropped row.
+        components: name to N scores after threshold or minmax, before the weight.
         raw: name to N scores as the reward gave them, which is what rollouts keep.
         stats: counts for the batch: `<name>/none`, `<name>/errors`, `<name>/<event>` (such as `timeout`),
             `rows`, `rows_dropped`; zero counts are left out, but for `rows` and `rows_dropped`.
+        composed: N totals before normalisation and clip.
+        weights: name to N weights, where they differ by row.
     """
 
     total: list[Score]
     components: dict[str, list[Score]]
     raw: dict[str, list[Score]] = field(default_factory=dict)
     stats: dict[str, int] = field(default_factory=dict)
+    composed: list[Score] = field(default_factory=list)
+    weights: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,15 +120,17 @@ class Component:
 
 
 class CompositeReward:
-    """A weighted sum of rewards.
+    """Several rewards with their weights and the rules that make a total of them.
 
     Args:
         components: `Component`s, or bare rewards, which are named after their type.
         weights: one per component, in place of their own (as in `CompositeReward([length, math], [0.3, 0.7])`).
-        none: what a missing component does to its row.
+        none: what a missing component does to its row; short for a `composition` with that policy alone.
+        composition: a section `composition`, a mapping of its keys, or `composition.Rules`; None is the weighted sum.
 
     Raises:
-        ConfigurationError: no components, two of one name, a wrong number of weights, or an unknown policy.
+        ConfigurationError: no components, two of one name, weights that are all zero or of a wrong number, an unknown
+            policy, or a rule that has no meaning for these components.
     """
 
     def __init__(
@@ -129,10 +138,13 @@ class CompositeReward:
         components: Sequence[Component | RewardFunction],
         weights: Sequence[float] | None = None,
         *,
-        none: NonePolicy = "drop",
+        none: NonePolicy | None = None,
+        composition: CompositionConfig | Mapping[str, Any] | Rules | None = None,
     ) -> None:
-        if none not in get_args(NonePolicy):
+        if none is not None and none not in get_args(NonePolicy):
             raise ConfigurationError(f"unknown policy none={none!r}", hint=f"one of {', '.join(get_args(NonePolicy))}")
+        if none is not None and composition is not None:
+            raise ConfigurationError("both none and composition are given", hint="set composition.none alone")
         if not components:
             raise ConfigurationError("there is no reward", hint="give at least one, as rewards: [math_correctness]")
         if weights is not None and len(weights) != len(components):
@@ -141,10 +153,7 @@ class CompositeReward:
             )
         made = [c if isinstance(c, Component) else Component(c.label, c) for c in components]
         if weights is not None:
-            made = [
-                Component(c.name, c.reward, w, c.threshold, c.normalization, c.on_error)
-                for c, w in zip(made, weights, strict=True)
-            ]
+            made = [replace(c, weight=w) for c, w in zip(made, weights, strict=True)]
         for name, times in Counter(c.name for c in made).items():
             if times > 1 or name == TOTAL:
                 raise ConfigurationError(
@@ -152,12 +161,38 @@ class CompositeReward:
                     hint="give one of them another name: rewards.0.name",
                 )
         self.components = made
-        self.none = none
+        self.rules = Rules(none=none) if none is not None else Rules.of(composition)
+        self.composition = Composition(made, self.rules)
+        apart = self.rules.normalise_of == "components"
+        self.normaliser = Normaliser(self.rules, [c.name for c in made if c.weight] if apart else [TOTAL])
+
+    @property
+    def none(self) -> NonePolicy:
+        """What a missing component does."""
+        return self.rules.none
+
+    @property
+    def plain(self) -> bool:
+        """Whether the total is the plain weighted sum of the components."""
+        return self.rules.plain
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest total, by the declared ranges; infinite where a range is."""
+        return self.composition.bounds
 
     def place(self, device: str) -> None:
         """Let every reward that holds a model compute on `device` ("auto", "cpu", "cuda", "mps")."""
         for c in self.components:
             c.reward.place(device)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold; empty where nothing runs."""
+        return self.normaliser.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self.normaliser.load_state(state)
 
     @property
     def required_columns(self) -> set[str]:
@@ -165,11 +200,15 @@ class CompositeReward:
         scores."""
         return {column for c in self.components for column in c.reward.columns}
 
+    def read_columns(self, present: Sequence[str]) -> list[str]:
+        """Those of `present` that a component reads, sorted; the data's columns alone."""
+        return sorted({name for c in self.components for name in c.reward.reads(present)})
+
     def check_columns(self, present: Sequence[str]) -> None:
         """Raise `ValidationError` naming the reward and the columns it misses; any gold column stands for
         `reference`."""
         for c in self.components:
-            missing = missing_columns(list(c.reward.columns), present)
+            missing = c.reward.missing(present)
             if missing:
                 raise ValidationError(
                     f"reward '{c.name}' needs the column {', '.join(missing)}",
@@ -187,6 +226,8 @@ class CompositeReward:
         columns: Mapping[str, Sequence[Any]] | None = None,
         *,
         extras: Mapping[str, Any] | None = None,
+        train: bool = False,
+        group_size: int | None = None,
     ) -> BatchScores:
         """Score N texts under every component.
 
@@ -194,6 +235,9 @@ class CompositeReward:
             texts: completions, without their prompts.
             columns: name to N values; `prompt` and `completion_ids` too, where known.
             extras: TRL's further arguments, for batch functions.
+            train: the batch is trained on: totals are normalised where the rules say so, and running statistics take
+                it in.
+            group_size: answers to one prompt, which stand together; None finds groups by equal prompts.
 
         Raises:
             RewardError: a reward with `on_error: raise` raised, overran or broke its contract.
@@ -204,15 +248,57 @@ class CompositeReward:
             if len(values) != len(texts):
                 raise ValidationError(f"column '{name}' has {len(values)} values for {len(texts)} texts")
         self.check_columns(list(columns))
-        stats: Counter[str] = Counter()
-        raw: dict[str, list[Score]] = {
-            c.name: self._score_component(c, texts, columns, extras, stats) for c in self.components
-        }
+        raw, stats = self._scored(texts, columns, extras)
         scored = {c.name: [c.transform(s) for s in raw[c.name]] for c in self.components}
-        total = [self._total([scored[c.name][i] for c in self.components]) for i in range(len(texts))]
+        normal = self.rules.normalise if train else "none"
+        groups = prompt_groups(columns.get("prompt", [0] * len(texts)), group_size) if normal == "group" else []
+        parts = scored
+        if normal != "none" and self.rules.normalise_of == "components":
+            parts = scored | {n: self.normaliser(n, v, groups) for n, v in scored.items() if n in self.normaliser.names}
+        rows = [[parts[c.name][i] for c in self.components] for i in range(len(texts))]
+        composed = self._composed(rows, columns)
+        total = composed
+        if normal != "none" and self.rules.normalise_of == "total":
+            total = self.normaliser(TOTAL, composed, groups)
+        total = self.composition.clipped(total)
         counts = {k: v for k, v in stats.items() if v}
         counts |= {"rows": len(texts), "rows_dropped": sum(t is None for t in total)}
-        return BatchScores(total=total, components=scored, raw=raw, stats=counts)
+        return BatchScores(total, scored, raw, counts, composed, self._weights(columns))
+
+    def _composed(self, rows: Sequence[Sequence[Score]], columns: Mapping[str, Sequence[Any]]) -> list[Score]:
+        """One total for each row of component values."""
+        return [self.composition.total(row) for row in rows]
+
+    def _weights(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
+        return {}
+
+    def _scored(
+        self, texts: Sequence[str], columns: Mapping[str, Sequence[Any]], extras: Mapping[str, Any] | None
+    ) -> tuple[dict[str, list[Score]], Counter[str]]:
+        """Raw scores and counts of every component, those that wait beside those that compute."""
+        waiting = [c for c in self.components if c.reward.concurrent] if len(self.components) > 1 else []
+
+        def call(c: Component) -> Outcome:
+            return contextvars.copy_context().run(self._score_component, c, texts, columns, extras)
+
+        begun = {c.name: started(partial(call, c)) for c in waiting}
+        found: dict[str, Outcome] = {}
+        errors: dict[str, RewardError] = {}
+        for c in self.components:
+            if c.name not in begun and not errors:
+                try:
+                    found[c.name] = call(c)
+                except RewardError as e:
+                    errors[c.name] = e
+        for c in self.components:  # the first error in their order is the one that is told
+            if c.name in errors:
+                raise errors[c.name]
+            if c.name in begun:
+                found[c.name] = begun[c.name]()
+        stats: Counter[str] = Counter()
+        for c in self.components:
+            stats.update(found[c.name][1])
+        return {c.name: found[c.name][0] for c in self.components}, stats
 
     def _score_component(
         self,
@@ -220,8 +306,7 @@ class CompositeReward:
         texts: Sequence[str],
         columns: Mapping[str, Sequence[Any]],
         extras: Mapping[str, Any] | None,
-        stats: Counter[str],
-    ) -> list[Score]:
+    ) -> Outcome:
         failures: list[RewardError] = []
         events: Counter[str] = Counter()
         token = _events.set(events)
@@ -229,61 +314,36 @@ class CompositeReward:
             scores = c.reward.batch(texts, columns, extras=extras, failures=failures if c.on_error == "skip" else None)
         finally:
             _events.reset(token)
-        stats.update({f"{c.name}/{event}": n for event, n in events.items()})
+        stats = Counter({f"{c.name}/{event}": n for event, n in events.items()})
         stats[f"{c.name}/errors"] += len(failures)
         stats[f"{c.name}/none"] += sum(s is None for s in scores) - len(failures)
-        return scores
-
-    def _total(self, values: Sequence[Score]) -> Score:
-        """The weighted sum of one row; `values` in the order of the components."""
-        weighted = [(c.weight, v) for c, v in zip(self.components, values, strict=True) if c.weight]
-        present = [(w, v) for w, v in weighted if v is not None]
-        if len(present) == len(weighted):
-            return math.fsum(w * v for w, v in present)
-        if self.none == "drop" or not present:
-            return None
-        total = math.fsum(w * v for w, v in present)
-        if self.none == "renormalise":
-            total *= math.fsum(abs(w) for w, _ in weighted) / math.fsum(abs(w) for w, _ in present)
-        return total
+        return scores, stats
 
     def summary(self, scores: BatchScores, prompts: Sequence[Any] | None = None) -> dict[str, float]:
-        """Statistics of a batch for logs, each component under `rewards/<name>/`.
+        """Statistics of a batch for logs, each component under `rewards/<name>/`; see `rewards.summary`.
 
-        Keys: `mean`, `std` (n - 1), `min`, `max`; `none` (share without a score); `at_min`, `at_max` (share
-        at the bounds, where the range is finite); `within_group_var` (variance among the answers to one
-        prompt, averaged over prompts, which is all that group-relative algorithms learn from; needs
-        `prompts`); `share` of the total's variance, weight x cov(component, total) / var(total), which adds
-        up to 1 over the components. What is undefined is left out.
+        Where totals are normalised or clipped, `rewards/composed` is their mean before that.
         """
-        out: dict[str, float] = {}
-        for c in self.components:
-            values = scores.components[c.name]
-            present = [v for v in values if v is not None]
-            stats: dict[str, float | None] = {"none": 1 - len(present) / len(values) if values else None}
-            if present:
-                low, high = c.bounds
-                stats |= {
-                    "mean": _mean(present),
-                    "std": _variance(present) ** 0.5,
-                    "min": min(present),
-                    "max": max(present),
-                }
-                stats["at_min"] = _mean([float(v == low) for v in present]) if math.isfinite(low) else None
-                stats["at_max"] = _mean([float(v == high) for v in present]) if math.isfinite(high) else None
-                stats["within_group_var"] = _within(values, prompts) if prompts is not None else None
-                stats["share"] = _share(c.weight, values, scores.total)
-            out |= {f"rewards/{c.name}/{k}": v for k, v in stats.items() if v is not None}
-        out |= {f"rewards/{k}": float(v) for k, v in scores.stats.items() if k.partition("/")[2] not in ("", "none")}
-        out["rewards/rows_dropped"] = float(scores.stats.get("rows_dropped", 0))
-        return out
+        sums = self.rules.mode == "sum" and not (
+            self.rules.normalise_of == "components" and self.rules.normalise != "none"
+        )
+        return summary(self.components, scores, prompts, shares=sums)
 
 
-def build_rewards(configs: Sequence[RewardConfig], *, none: NonePolicy = "drop") -> CompositeReward:
+def build_rewards(
+    configs: Sequence[RewardConfig],
+    *,
+    none: NonePolicy | None = None,
+    composition: CompositionConfig | Mapping[str, Any] | Rules | None = None,
+    judge: Any = None,
+) -> CompositeReward:
     """Make the rewards of a run.
 
     Args:
         configs: resolved in order; a name is that of the type, or the function's of `file.py:function`.
+        none: what a missing component does; short for a `composition` with that policy alone.
+        composition: how the components become one total (the section `composition`); None is the weighted sum.
+        judge: settings of the run's judge, handed to every reward that has a parameter `judge` and was given none.
 
     Raises:
         ConfigurationError: an unknown name (the nearest is given), a wrong parameter, two rewards of one
@@ -293,37 +353,7 @@ def build_rewards(configs: Sequence[RewardConfig], *, none: NonePolicy = "drop")
 
     components = []
     for config in configs:
-        made = make_reward(config.type, dict(config.params), deadline=config.deadline)
+        made = make_reward(config.type, dict(config.params), deadline=config.deadline, judge=judge)
         name = config.name or made.label
         components.append(Component(name, made, config.weight, config.threshold, config.normalization, config.on_error))
-    return CompositeReward(components, none=none)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _variance(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    mean = _mean(values)
-    return math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
-
-
-def _within(values: Sequence[Score], prompts: Sequence[Any]) -> float | None:
-    """Mean variance within runs of equal prompts (TRL keeps a group together); None if no group has two
-    scores."""
-    edges = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(prompts)) if a != b), len(prompts)]
-    groups = [[v for v in values[a:b] if v is not None] for a, b in pairwise(edges)]
-    variances = [_variance(group) for group in groups if len(group) > 1]
-    return _mean(variances) if variances else None
-
-
-def _share(weight: float, values: Sequence[Score], totals: Sequence[Score]) -> float | None:
-    pairs = [(v, t) for v, t in zip(values, totals, strict=True) if v is not None and t is not None]
-    if len(pairs) < 2:
-        return None
-    mean_v, mean_t = _mean([v for v, _ in pairs]), _mean([t for _, t in pairs])
-    variance = math.fsum((t - mean_t) ** 2 for _, t in pairs)
-    covariance = math.fsum((v - mean_v) * (t - mean_t) for v, t in pairs)
-    return weight * covariance / variance if variance > 0 else None
+    return CompositeReward(components, none=none, composition=composition)

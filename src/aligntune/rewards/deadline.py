@@ -54,6 +54,25 @@ class _Thread(threading.Thread):
             job.done.set()
 
 
+def started(fn: Callable[[], Any]) -> Callable[[], Any]:
+    """Begin `fn` in a thread of its own; what is returned waits for it, and gives its value or raises what it raised.
+
+    The thread does not keep the process alive.
+    """
+    job, thread = _Job(fn), _Thread()
+    thread.jobs.put(job)
+    thread.jobs.put(None)
+    thread.start()
+
+    def wait() -> Any:
+        job.done.wait()
+        if job.error is not None:
+            raise job.error
+        return job.value
+
+    return wait
+
+
 class Guard:
     """One waiting thread, replaced when a call overruns. Use one guard per reward; calls come one at a time."""
 

@@ -5,17 +5,20 @@
 Here `reference` is a column (no default), `strict` a parameter (keyword-only). The whole rule, for every name
 after `text`: the value comes from `params`; else from the data's column of that name (not for a keyword-only
 name with a default); else from the default. A function with `prompts` or `completions` among its names has
-TRL's batch signature: its columns are lists.
+TRL's batch signature: its columns are lists. One with `data_source`, `solution_str` and `ground_truth` has verl's
+(`compute_score`): the text is `solution_str`, and the gold answer that of `reward_model` or a gold column. All three
+forms may be `async def`.
 
-Source: TRL's reward-function interface (`GRPOTrainer`, release 1.14.2) for the batch form. It does not call
-anything.
+Source: TRL's reward-function interface (`GRPOTrainer`, release 1.14.2) for the batch form; verl's custom reward
+functions (documentation of release 0.5, "Reward function"). It does not call anything.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +31,9 @@ GOLD_COLUMNS = ("reference", "answer", "solution", "ground_truth")
 PROVIDED = frozenset({"prompt", "completion", "completion_ids"})
 """Columns that whoever scores gives; the data need not have them."""
 _BATCH = frozenset({"prompts", "completions"})
+_VERL = ("data_source", "solution_str", "ground_truth")
+VERL_GOLD = "reward_model"
+"""verl's column with the gold answer: a mapping with `ground_truth`."""
 _EXTRAS = frozenset({"completion_ids", "trainer_state", "log_metric", "log_extra", "environments"})
 
 
@@ -43,6 +49,8 @@ class Signature:
         batch: the function has TRL's batch signature.
         text: name of the first argument, which takes the completion; a column of that name cannot be had.
         types: annotations, where they can be resolved.
+        verl: the function has verl's signature.
+        asynchronous: it is a coroutine function.
     """
 
     required: tuple[str, ...]
@@ -52,10 +60,21 @@ class Signature:
     batch: bool
     text: str
     types: Mapping[str, Any]
+    verl: bool = False
+    asynchronous: bool = False
 
     def columns(self, params: Mapping[str, Any]) -> frozenset[str]:
         """The columns that the data must have, once `params` are given."""
         return frozenset(self.required) - set(params) - PROVIDED
+
+    def reads(self, params: Mapping[str, Any], present: Iterable[str]) -> frozenset[str]:
+        """Those of the data's columns that a call is given."""
+        have = set(present) - PROVIDED
+        if self.open:
+            return frozenset(have)
+        names = {n for n in (*self.required, *(set(self.defaults) - self.keyword_only)) if n not in params}
+        gold = gold_column(dict.fromkeys(have)) if GOLD in names - have else None
+        return frozenset((names | {gold}) & have) | (frozenset({VERL_GOLD} & have) if self.verl else frozenset())
 
     def check(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """`params` with their types checked and converted.
@@ -92,17 +111,19 @@ def read_signature(fn: Callable[..., Any], name: str) -> Signature:
     """Read the signature of a reward function.
 
     Raises:
-        ConfigurationError: the function is a coroutine, or takes no text.
+        ConfigurationError: the function takes no text, or gives its scores one by one (a generator).
     """
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
-        raise ConfigurationError(
-            f"reward '{name}' is a coroutine function", hint="write a plain function; call asyncio.run inside it"
-        )
+    forms = (fn, getattr(fn, "__call__", None))  # noqa: B004 - an object's own call, which may be a coroutine
+    asynchronous = any(inspect.iscoroutinefunction(f) for f in forms)
+    if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in forms):
+        raise ConfigurationError(f"reward '{name}' is a generator", hint="return the score in place of yielding it")
     try:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError) as e:
         raise ConfigurationError(f"reward '{name}' has no readable signature", hint="wrap it in a function") from e
     batch = any(p.name in _BATCH for p in parameters)
+    if not batch and set(_VERL) <= {p.name for p in parameters}:
+        return _read_verl(fn, parameters, asynchronous)
     first = "text"
     if not batch:
         if not parameters or parameters[0].kind not in (
@@ -127,7 +148,52 @@ def read_signature(fn: Callable[..., Any], name: str) -> Signature:
         batch=batch,
         text=first,
         types=_types(fn, [p.name for p in named]),
+        asynchronous=asynchronous,
     )
+
+
+def _read_verl(fn: Callable[..., Any], parameters: list[inspect.Parameter], asynchronous: bool) -> Signature:
+    """verl's form: its gold answer is our `reference`, what it may miss is None, and the rest are parameters."""
+    rest = [p for p in parameters if p.name not in _VERL and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    defaults = {p.name: None if p.default is p.empty else p.default for p in rest}
+    return Signature(
+        required=(GOLD,),
+        defaults={"data_source": None, **defaults},
+        keyword_only=frozenset(n for n in defaults if n != "extra_info"),
+        open=False,
+        batch=False,
+        text="solution_str",
+        types=_types(fn, list(defaults)),
+        verl=True,
+        asynchronous=asynchronous,
+    )
+
+
+def verl_arguments(
+    signature: Signature, text: str, params: Mapping[str, Any], row: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keyword arguments of verl's `compute_score` for one row.
+
+    `extra_info` is a mapping, read from JSON text where the column holds that; without the column it is the default.
+    """
+    told = mapping_of(row.get(VERL_GOLD))
+    if GOLD not in params and told is not None and "ground_truth" in told:
+        row = {**row, GOLD: told["ground_truth"]}
+    given = bind(signature, params, row)
+    if isinstance(given.get("extra_info"), str):
+        given["extra_info"] = mapping_of(given["extra_info"]) or given["extra_info"]
+    gold = given.pop(GOLD)
+    return {"data_source": None, **given, "solution_str": text, "ground_truth": gold}
+
+
+def mapping_of(value: Any) -> Mapping[str, Any] | None:
+    """A mapping, or the JSON text of one; None for anything else."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, Mapping) else None
 
 
 def _types(fn: Callable[..., Any], names: list[str]) -> dict[str, Any]:
@@ -179,3 +245,9 @@ def bind(signature: Signature, params: Mapping[str, Any], columns: Mapping[str, 
 def gold_column(columns: Mapping[str, Any]) -> str | None:
     """The column that holds the gold answer, if there is one."""
     return next((name for name in GOLD_COLUMNS if name in columns), None)
+
+
+def missing_columns(required: frozenset[str] | Sequence[str], present: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """The required columns that are not there; any gold column stands for `reference`."""
+    have = set(present)
+    return sorted(c for c in required if c not in have and not (c == "reference" and gold_column(dict.fromkeys(have))))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from aligntune.core.config.base import field_docs as field_docs
     from aligntune.core.config.base import section as section
     from aligntune.core.config.base import to_plain as to_plain
+    from aligntune.core.config.composing import CompositionConfig as CompositionConfig
     from aligntune.core.config.io import build_config as build_config
     from aligntune.core.config.io import changed_keys as changed_keys
     from aligntune.core.config.io import dump_config as dump_config
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "base": ("UNSET", "field_docs", "section", "to_plain"),
+    "composing": ("CompositionConfig",),
     "io": (
         "build_config",
         "changed_keys",

@@ -28,6 +28,7 @@ from aligntune.algorithms.base import (
     parse_params,
 )
 from aligntune.core.config.base import UNSET, is_section, to_plain, walk
+from aligntune.core.config.composing import inert_composition, training_faults
 from aligntune.core.config.reading import apply_overrides, copy_plain, read_yaml, set_key
 from aligntune.core.config.root import RLConfig, RunConfig, SFTConfig
 from aligntune.errors import ConfigurationError
@@ -93,7 +94,7 @@ def _fault(cls: type, error: Any) -> tuple[str, str]:
         if issubclass(owner, AlgorithmParams) and (told := explain_unknown(owner, str(last))):
             return ".".join(path), told
         names = [f.name for f in dataclasses.fields(owner)]
-        if owner is SFTConfig and last in ("generation", "rewards", "judge"):
+        if owner is SFTConfig and last in ("generation", "rewards", "judge", "composition"):
             return ".".join(path), "belongs to runs with an algorithm (`algo:`), and this one has a task; remove it"
         return ".".join(path), f"unknown key; {nearest(str(last).replace('-', '_'), names)}"
     if error["type"] in ("missing", "missing_argument"):
@@ -311,6 +312,9 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
         keys |= {f"train.adam_{k}": f"the optimizer is {config.train.optimizer}" for k in ("beta1", "beta2", "epsilon")}
     if not config.algorithm.uses_rewards:
         keys["judge"] = "there is no reward that could ask it"
+        keys["composition"] = "there are no rewards to compose"
+    elif config.kind == "rl":
+        keys |= inert_composition(config.composition)  # type: ignore[attr-defined]
     return keys
 
 
@@ -325,6 +329,8 @@ def _common_faults(config: RunConfig) -> list[Fault]:
                 "needs adapters, because quantised weights cannot be trained; set model.peft",
             )
         )
+    if config.kind == "rl" and config.algorithm.uses_rewards:
+        faults += training_faults(config)
     judge = getattr(config, "judge", None)
     return faults + ([(f"judge.{key}", sentence) for key, sentence in judge.faults()] if judge else [])
 

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field
 
 from aligntune.algorithms.base import AlgorithmParams, Kind, parse_params
 from aligntune.core.config.base import section
+from aligntune.core.config.composing import CompositionConfig
 from aligntune.core.config.sections import (
     CacheConfig,
     Dataset,
@@ -106,5 +107,7 @@ class RLConfig(RunConfig):
     """How completions are sampled in training."""
     rewards: Annotated[list[Reward], BeforeValidator(_as_list)] = Field(default_factory=list)
     """What is rewarded (policy optimisation)."""
+    composition: CompositionConfig = Field(default_factory=CompositionConfig)
+    """How the rewards become one total."""
     judge: JudgeConfig | None = None
     """The language model that judged rewards ask, unless one names another in its `params`."""

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from aligntune.core.config.base import section
+from aligntune.errors import ConfigurationError
 
 Text = Annotated[str, MinLen(1)]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
@@ -318,6 +319,10 @@ class LoggingConfig:
     """Store every sampled completion with its rewards under `rollouts/` (policy optimisation)."""
 
 
+METRIC_ONLY = "metric_only"
+"""The reward that wraps another one and has no weight, whatever is written."""
+
+
 @section
 class RewardConfig:
     """One reward of a run. A plain string stands for `{type: string}`."""
@@ -338,6 +343,15 @@ class RewardConfig:
     """Most seconds per text, in place of the reward's own deadline."""
     on_error: Literal["raise", "skip"] = "raise"
     """A reward that raises stops the run, or is counted and gives no score, which leaves the row out (`skip`)."""
+
+    def __post_init__(self) -> None:
+        if self.type == METRIC_ONLY:
+            if self.weight not in (0, 1):
+                raise ConfigurationError(
+                    f"a reward of type {METRIC_ONLY} has the weight {self.weight:g}, and never counts",
+                    hint="remove the weight",
+                )
+            self.weight = 0.0
 
 
 Reward = Annotated[RewardConfig, BeforeValidator(_as_reward)]

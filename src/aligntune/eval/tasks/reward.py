@@ -25,7 +25,7 @@ class Reward(EvalKind):
     """`reward`, `rewards/<name>`, with the mean length of the answers and the share that ended by themselves."""
 
     schema = Schema.PROMPT
-    options = GENERATION | {"rewards"}
+    options = GENERATION | {"rewards", "composition"}
 
     @classmethod
     def faults(cls, task: EvalTask) -> list[tuple[str, str]]:
