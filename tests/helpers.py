@@ -102,6 +102,46 @@ def save_tiny_reward_model(folder: Path, *, chat: bool = True, labels: int = 1, 
     return folder
 
 
+def save_tiny_encoder(folder: Path, *, labels: tuple[str, ...] = (), seed: int = 2, **config: Any) -> Path:
+    """Write an untrained BERT and a byte tokenizer with [CLS] and [SEP] to `folder`; with `labels`, a classifier.
+
+    Args:
+        config: fields of `BertConfig` in place of these (hidden 32, 2 layers, 128 positions).
+    """
+    import torch
+    from tokenizers import processors
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    torch.set_num_threads(1)
+    tokenizer = byte_tokenizer(chat=False)
+    tokenizer.cls_token, tokenizer.sep_token = "<|im_start|>", "<|im_end|>"
+    ends = [("<|im_start|>", tokenizer.cls_token_id), ("<|im_end|>", tokenizer.sep_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>",
+        pair="<|im_start|> $A <|im_end|> $B:1 <|im_end|>:1",
+        special_tokens=ends,
+    )
+    given = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": 0.3,  # far enough from zero that different texts have different scores
+        **({"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}),
+        **config,
+    }
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = (BertForSequenceClassification if labels else BertModel)(BertConfig(**given))
+    torch.random.set_rng_state(state)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def convert_stories260k(source: Path, folder: Path) -> Path:
     """Convert `stories260K.bin` and `tok512.bin` (llama2.c, version 0) to a Hugging Face folder.
 

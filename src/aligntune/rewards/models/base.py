@@ -199,10 +199,11 @@ class LocalModel:
             given = [text] if pairs is None else [text, pairs[i]]
             parts = [_clean(part, limit) for part in given]
             # A special token that stands in a text as words is words: it must not end, pad or part anything.
-            row = tokenizer(*parts, split_special_tokens=True, verbose=False)
+            options = {"split_special_tokens": True, "return_token_type_ids": len(names) > 1}
+            row = tokenizer(*parts, verbose=False, **options)
             cut = limit is not None and len(row["input_ids"]) > limit
             if cut:
-                row = tokenizer(*parts, split_special_tokens=True, truncation="longest_first", max_length=limit)
+                row = tokenizer(*parts, truncation="longest_first", max_length=limit, **options)
             if cut or any(len(part) != len(own) for part, own in zip(parts, given, strict=True)):
                 count("truncated")
             kept = {name: list(row[name]) for name in names if name in row}
