@@ -118,13 +118,18 @@ class RewardModelDataset:
 
     @classmethod
     def label(
-        cls, rows: Sequence[Mapping[str, Any]], rewards: CompositeReward, *, human: str | None = None, **about: Any
+        cls,
+        rows: Sequence[Mapping[str, Any]],
+        rewards: CompositeReward | None,
+        *,
+        human: str | None = None,
+        **about: Any,
     ) -> RewardModelDataset:
-        """Score answers by reward functions.
+        """Score answers by reward functions, or by people.
 
         Args:
             rows: each with `prompt` (messages or text), `text`, and the columns that the rewards read.
-            rewards: what scores; a row whose total is None is left out and counted (`unscored`).
+            rewards: what scores; a row whose total is None is left out and counted (`unscored`). None takes `human`.
             human: the column of a person's score.
             about: `notes`, `source` and `content_hash`.
 
@@ -137,17 +142,23 @@ class RewardModelDataset:
         prompts = [_messages(row["prompt"]) for row in rows]
         names = dict.fromkeys(name for row in rows for name in row if name not in ("prompt", "text", "row"))
         columns = {"prompt": prompts, **{name: [row.get(name) for row in rows] for name in names}}
-        scores = rewards.score_batch([row["text"] for row in rows], columns)
+        if rewards is not None:
+            scores = rewards.score_batch([row["text"] for row in rows], columns)
+            totals, components = scores.total, scores.components
+        elif human is not None:
+            totals, components = [None if v is None else float(v) for v in columns[human]], {}
+        else:
+            raise ConfigurationError("nothing scores the answers", hint="give rewards, or a column of people's scores")
         texts = [
             ScoredText(
                 prompts[i],
                 row["text"],
                 total,
-                {name: values[i] for name, values in scores.components.items()},
+                {name: values[i] for name, values in components.items()},
                 f"{about.get('source', '')}#{row.get('row', i)}",
                 None if human is None or row.get(human) is None else float(row[human]),
             )
-            for i, (row, total) in enumerate(zip(rows, scores.total, strict=True))
+            for i, (row, total) in enumerate(zip(rows, totals, strict=True))
             if total is not None
         ]
         lost = len(rows) - len(texts)
@@ -303,7 +314,8 @@ class RewardModelDataset:
     def _select(self, keys: set[str], *, inside: bool) -> RewardModelDataset:
         texts = [t for t in self.texts if (prompt_key(t.prompt) in keys) is inside]
         pairs = [p for p in self.pairs if (prompt_key(p.prompt) in keys) is inside]
-        return self._with(texts=texts, pairs=pairs)
+        counts = {"texts": len(texts), "pairs": len(pairs)}
+        return self._with(texts=texts, pairs=pairs, counts={**self.counts, **counts})
 
     def _with(self, **changes: Any) -> RewardModelDataset:
         now: dict[str, Any] = {

@@ -104,10 +104,12 @@ def _inversions(values: list[float]) -> tuple[list[float], int]:
 
 
 def proportion(wins: Sequence[float], prompts: Sequence[str]) -> Interval:
-    """Mean of `wins` (0, 0.5 or 1): Wilson's interval where each prompt has one, else prompts count as single draws."""
+    """Mean of `wins` (0, 0.5 or 1): Wilson's interval where each prompt has one (or all have the same mean), else
+    each prompt is one draw of a ratio."""
     sums = grouped(wins, prompts)
-    if all(n == 1 for n, _ in sums.values()):
-        return wilson_interval(sum(wins), len(wins))
+    means = [total / n for n, total in sums.values()]
+    if all(n == 1 for n, _ in sums.values()) or len(set(means)) == 1:  # without a spread a t interval would be a point
+        return wilson_interval(sum(means), len(means))
     found = ratio_interval([total for _, total in sums.values()], [n for n, _ in sums.values()])
     low = None if found.low is None else max(found.low, 0.0)
     high = None if found.high is None else min(found.high, 1.0)

@@ -39,7 +39,7 @@ def read_pairs(sources: Sequence[DatasetConfig], *, seed: int, cache_dir: str | 
 
 def read_answers(
     sources: Sequence[DatasetConfig],
-    rewards: CompositeReward,
+    rewards: CompositeReward | None,
     *,
     answers: str | None = None,
     human: str | None = None,
@@ -50,7 +50,7 @@ def read_answers(
 
     Args:
         sources: what to read.
-        rewards: what scores.
+        rewards: what scores; None takes people's scores (`human`).
         answers: the column with a row's answer or list of answers; None takes those of the format.
         human: the column of a person's score, or of a list of them; needs `answers`.
         seed: of sampling and mixing.
@@ -127,3 +127,44 @@ def _column(name: str, names: list[str], source: str) -> str:
     if found not in names:
         raise ValidationError(f"{source} has no column '{name}'", hint=nearest(name, names))
     return found
+
+
+def read_validation(
+    source: DatasetConfig,
+    rewards: CompositeReward | None,
+    *,
+    answers: str | None = None,
+    human: str | None = None,
+    seed: int,
+) -> RewardModelDataset:
+    """What a validation measures: the data's own pairs, answers scored by `rewards`, or both.
+
+    Args:
+        source: pairs, or answers.
+        rewards: teachers, and independent scorers with weight 0; None where only pairs are measured.
+        answers: the column with a row's answer or list of answers; not used where the rows are pairs.
+        human: the column of people's scores; needs `answers`.
+        seed: of the draw.
+
+    Raises:
+        ValidationError: the data cannot be read, or are answers that nothing scores.
+    """
+    manager = DataManager(Schema.PREFERENCE, seed=seed)
+    paired = _has_pairs(manager, source) and human is None
+    if not paired:
+        if rewards is None and human is None:
+            raise ValidationError(
+                f"{source.name} holds no pairs, and nothing scores its answers", hint="give --reward, or pairs"
+            )
+        return read_answers([source], rewards, answers=answers, human=human, seed=seed)
+    given = read_pairs([source], seed=seed)
+    able = [c for c in rewards.components if not set(c.reward.columns) - {"prompt"}] if rewards is not None else []
+    notes = [
+        f"reward '{c.name}' reads columns that pairs do not have, and is not compared with."
+        for c in (rewards.components if rewards is not None else [])
+        if c not in able
+    ]
+    if able:
+        scored = read_answers([source], CompositeReward(able), seed=seed)
+        return given._with(texts=scored.texts, notes=[*given.notes, *notes])
+    return given._with(notes=[*given.notes, *notes])

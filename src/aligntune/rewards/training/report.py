@@ -27,9 +27,10 @@ class Thresholds:
         accuracy: pair accuracy must be above this (a coin has 0.5).
         over_length: accuracy minus the length baseline's must be above this.
         matched: accuracy on pairs of equal length must be above this.
-        matched_pairs: with fewer pairs of equal length nothing is said of them.
+        matched_prompts: with pairs of equal length for fewer prompts nothing is said of them.
         length_correlation: the correlation of score and length differences must be below this, in size.
-        perturbation: the clean answer must win more often than this against each disturbed one.
+        perturbation: the clean answer must win more often than this against each disturbed one (advisory where reward
+            functions labelled the pairs, because they may themselves prefer the disturbed one).
         flat: the share of prompts whose answers all score the same must be below this.
         calibration: the expected calibration error should be below this (advisory).
     """
@@ -37,7 +38,7 @@ class Thresholds:
     accuracy: float = 0.5
     over_length: float = 0.0
     matched: float = 0.5
-    matched_pairs: int = 30
+    matched_prompts: int = 30
     length_correlation: float = 0.5
     perturbation: float = 0.5
     flat: float = 0.5

@@ -104,13 +104,15 @@ class RewardModelValidator:
             source = data if isinstance(data, DatasetConfig) else DatasetConfig(name=str(data))
             data = read_pairs([source], seed=self.seed)
         seen = seen_prompts(self.path) if seen is None else seen
-        kept, notes = data.without(seen), []
+        kept = data.without(seen)
+        notes = [note for note in data.notes if "not compared" in note]
         if lost := len(data.keys) - len(kept.keys):
             notes.append(f"{lost} of {len(data.keys)} prompts were trained on, and are left out.")
         if not seen:
             notes.append("the model does not say what it was trained on, so these prompts may be among it.")
-        pairs, origin = _pairs(kept, self.seed)
-        notes.append(origin)
+        pairs, people = _pairs(kept, self.seed)
+        if not people:
+            notes.append("the pairs are labelled by reward functions, so nothing here says what people prefer.")
         texts = kept.texts or [_text(p, side) for p in pairs for side in ("chosen", "rejected")]
         self._score(
             [(p.prompt, t) for p in pairs for t in (p.chosen, p.rejected)] + [(t.prompt, t.text) for t in texts]
@@ -128,7 +130,7 @@ class RewardModelValidator:
             "pairs": len(pairs),
             "prompts": len(set(keys)),
         }
-        checks = self._checks(values, notes)
+        checks = self._checks(values, notes, people)
         return ValidationReport(values, checks, notes, self.path, data.source or "the given data")
 
     # ---- scores ----------------------------------------------------------------------------------------------
@@ -253,16 +255,18 @@ class RewardModelValidator:
 
     # ---- verdict ---------------------------------------------------------------------------------------------
 
-    def _checks(self, values: Mapping[str, Any], notes: list[str]) -> list[Check]:
+    def _checks(self, values: Mapping[str, Any], notes: list[str], people: bool) -> list[Check]:
         t = self.thresholds
         found = [
             check("pair accuracy", values["pair_accuracy"], "above", t.accuracy, "ranks pairs better than a coin"),
             check("gain over length", values["over_length"], "above", t.over_length, "ranks better than length alone"),
         ]
         matched = values["pair_accuracy_matched"]
-        if matched is None or matched.n < t.matched_pairs:
+        if matched is None or matched.n < t.matched_prompts:
             have = 0 if matched is None else matched.n
-            notes.append(f"pairs of matched length: {have}, too few (of {t.matched_pairs}) to say anything.")
+            notes.append(
+                f"prompts with a pair of matched length: {have}, too few (of {t.matched_prompts}) to say anything."
+            )
         else:
             meaning = "ranks answers of equal length better than a coin"
             found.append(check("accuracy at matched length", matched, "above", t.matched, meaning))
@@ -274,7 +278,8 @@ class RewardModelValidator:
             found.append(check(name, _size(bias), "below", t.length_correlation, "does not score length"))
         for kind, rate in values["perturbations"].items():
             meaning = f"prefers an answer to its form '{kind}'"
-            found.append(check(f"win rate against {kind}", rate, "above", t.perturbation, meaning, required=False))
+            name = f"win rate against {kind}"
+            found.append(check(name, rate, "above", t.perturbation, meaning, required=False, advisory=not people))
         if values["spread"]:
             flat = values["spread"]["flat_prompts"]
             found.append(check("share of flat prompts", flat, "below", t.flat, "tells the answers to a prompt apart"))
@@ -292,15 +297,15 @@ class RewardModelValidator:
         return found
 
 
-def _pairs(data: RewardModelDataset, seed: int) -> tuple[list[Pair], str]:
-    """The pairs to measure on, and where they come from."""
+def _pairs(data: RewardModelDataset, seed: int) -> tuple[list[Pair], bool]:
+    """The pairs to measure on, and whether they come from the data or from people's scores, not from rewards."""
     if data.pairs and data.pairs[0].margin is None:
-        return data.pairs, "the pairs are the data's own."
+        return data.pairs, True
     people = [dataclasses.replace(t, score=t.human) for t in data.texts if t.human is not None]
     if people:
-        return RewardModelDataset(people).make_pairs(seed=seed).pairs, "the pairs are made of people's scores."
+        return RewardModelDataset(people).make_pairs(seed=seed).pairs, True
     made = data.pairs or data.make_pairs(seed=seed).pairs
-    return made, "the pairs are labelled by reward functions, so nothing here says what people prefer."
+    return made, False
 
 
 def _text(pair: Pair, side: str) -> ScoredText:
