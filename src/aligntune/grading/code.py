@@ -4,7 +4,8 @@
     judge(text, Tests(listed=["assert f(1) == 2"]))             # a CodeResult
 
 The forms of tests are those of the published sets: a list of asserts (MBPP), a `check(candidate)` (HumanEval), and
-pairs of input and output. One sandbox for each isolation stands ready in the process. It does not decide how much a
+pairs of input and output. Other languages than Python are judged by
+pairs. One sandbox for each isolation stands ready in the process. It does not decide how much a
 result is worth; the rewards do.
 """
 
@@ -16,13 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aligntune.errors import ValidationError
+from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.grading.sandbox.languages import marks
 
 if TYPE_CHECKING:
     from aligntune.grading.sandbox import CodeResult, SafeCodeExecutor
     from aligntune.grading.sandbox.executor import Level
+    from aligntune.grading.sandbox.languages import Language
 
-PYTHON = ("python", "py", "python3")
 _sandboxes: dict[str, SafeCodeExecutor] = {}
 _lock = threading.Lock()
 
@@ -53,8 +55,8 @@ def _after_thought(text: str) -> str:
     return text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
 
 
-def blocks(text: str) -> list[str]:
-    """The fenced blocks of a text after its thought: those marked as Python, or else the unmarked ones.
+def blocks(text: str, language: str = "python") -> list[str]:
+    """The fenced blocks of a text after its thought: those marked as the language, or else the unmarked ones.
 
     A fence that is never closed is no block. One pass over the lines.
     """
@@ -70,17 +72,18 @@ def blocks(text: str) -> list[str]:
             lines = None
         elif lines is not None:
             lines.append(line)
-    python = [code for kind, code in found if kind in PYTHON]
-    return python or [code for kind, code in found if not kind]
+    known = marks(language)
+    marked = [code for kind, code in found if kind in known]
+    return marked or [code for kind, code in found if not kind]
 
 
-def program(text: str, prompt: Any = None, entry_point: str | None = None) -> str:
+def program(text: str, prompt: Any = None, entry_point: str | None = None, language: str = "python") -> str:
     """The program of a text: its last fenced block, or all that follows its thought.
 
     Where that does not define `entry_point` and the prompt is the beginning of a program that does (HumanEval), the
     text goes on with it.
     """
-    found = blocks(text)
+    found = blocks(text, language)
     source = found[-1] if found else _after_thought(text)
     if entry_point is not None and isinstance(prompt, str) and not _defines(source, entry_point):
         return prompt + source if _defines(prompt, entry_point) else source
@@ -146,7 +149,15 @@ def sandbox(require: Level = "strong") -> SafeCodeExecutor:
         return _sandboxes[require]
 
 
-def judge(source: str, tests: Tests, *, timeout: float = 5.0, require: Level = "strong") -> CodeResult:
+def judge(
+    source: str,
+    tests: Tests,
+    *,
+    timeout: float = 5.0,
+    require: Level = "strong",
+    language: Language = "python",
+    interpreter: str | None = None,
+) -> CodeResult:
     """Run a program against a row's tests.
 
     Args:
@@ -154,14 +165,21 @@ def judge(source: str, tests: Tests, *, timeout: float = 5.0, require: Level = "
         tests: at least one.
         timeout: seconds for all asserts, or for each case.
         require: the least isolation that is accepted.
+        language: what it is written in; others than Python are judged by cases alone.
+        interpreter: the absolute path of the language's interpreter, in place of the first on PATH.
 
     Raises:
-        EnvironmentError: the system isolates less than required.
+        EnvironmentError: the system isolates less than required, or the interpreter is not installed.
         ValidationError: there are no tests.
+        ConfigurationError: asserts for another language than Python, or an interpreter for Python.
     """
     box = sandbox(require)
+    if language == "python" and interpreter is not None:
+        raise ConfigurationError("Python programs run in AlignTune's own interpreter", hint="leave interpreter out")
     if tests.cases:
-        return box.run_script(source, tests.cases, timeout=timeout)
+        return box.run_script(source, tests.cases, timeout=timeout, language=language, interpreter=interpreter)
+    if language != "python":
+        raise ConfigurationError(f"asserts cannot call functions of {language}", hint="give cases of input and output")
     if tests.check:
         return box.run_tests(
             source, [tests.check], entry_point=tests.entry_point, setup=tests.setup, check=True, timeout=timeout

@@ -13,7 +13,7 @@ Levels, found by trying hostile acts: `full` (namespaces, landlock, seccomp, no 
 namespaces), `weak` (limits only). `require` is the least that is accepted.
 
 Source: the design and the 91 hostile programs of the project's measurements; landlock(7), seccomp(2). It is no proof:
-kernel bugs, side channels and timing are out of its reach.
+kernel bugs, side channels and timing are out of its reach. Other languages: `languages`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from aligntune import errors
-from aligntune.grading.sandbox import wire
+from aligntune.grading.sandbox import languages, wire
 from aligntune.grading.sandbox.processes import STARTUP, Child, Server
 
 Level = Literal["full", "strong", "weak"]
@@ -96,7 +96,7 @@ class CodeResult:
 
 
 class SafeCodeExecutor:
-    """Runs and judges Python programs; safe to use from several threads.
+    """Runs and judges programs, Python first; safe to use from several threads.
 
     Args:
         require: the least isolation that is accepted; `weak` protects nothing but memory and time.
@@ -126,6 +126,7 @@ class SafeCodeExecutor:
         self._level: Level | None = None
         self._lock = threading.Lock()
         self._programs: Server | None = None
+        self._runners: dict[tuple[str, str | None], languages.Runner] = {}
         self._graders = Server("grader.py", [], ["-I"])
         _executors.add(self)
 
@@ -219,7 +220,15 @@ class SafeCodeExecutor:
                 verdict = _died(verdict, status)
         return _result(verdict, len(tests), time.monotonic() - started)
 
-    def run_script(self, program: str, cases: Sequence[tuple[str, str]], *, timeout: float | None = None) -> CodeResult:
+    def run_script(
+        self,
+        program: str,
+        cases: Sequence[tuple[str, str]],
+        *,
+        timeout: float | None = None,
+        language: languages.Language = "python",
+        interpreter: str | None = None,
+    ) -> CodeResult:
         """Run a program once for each case, with text on standard input, and compare all of its standard output.
 
         Equal means: the same lines, white space at their ends and empty lines at the end aside. A program must also end
@@ -229,21 +238,29 @@ class SafeCodeExecutor:
             program: source text, not trusted; it runs as `__main__`.
             cases: (input, expected output) pairs.
             timeout: seconds for each case, in place of the executor's.
+            language: what it is written in; others than Python need their interpreter (`languages`).
+            interpreter: the interpreter's absolute path, in place of the first on PATH.
+
+        Raises:
+            errors.EnvironmentError: the interpreter is not installed, or does not run at this level.
         """
         started = time.monotonic()
-        refused = self._refuse(program, len(cases))
+        runner = None if language == "python" else self._runner(language, interpreter)
+        refused = self._refuse(program, len(cases), runner)
         if refused:
             return refused
         passed, first = 0, ("", "")
         for number, (given, expected) in enumerate(cases, start=1):
-            reason, detail = self._case(program, given, expected, timeout or self.timeout)
+            reason, detail = self._case(program, given, expected, timeout or self.timeout, runner)
             passed += not reason
             if reason and not first[0]:
                 first = (reason, f"case {number}: {detail}")
         verdict = {"passed": passed, "reason": first[0], "detail": first[1]}
         return _result(verdict, len(cases), time.monotonic() - started)
 
-    def _case(self, program: str, given: str, expected: str, seconds: float) -> tuple[str, str]:
+    def _case(
+        self, program: str, given: str, expected: str, seconds: float, runner: languages.Runner | None = None
+    ) -> tuple[str, str]:
         deadline = time.monotonic() + seconds
         most = 4 * len(expected.encode("utf-8", "replace")) + 65_536
         with contextlib.ExitStack() as stack:
@@ -252,7 +269,8 @@ class SafeCodeExecutor:
             source.seek(0)
             reading, writing = os.pipe()
             stack.callback(os.close, reading)
-            child = self._child("script", program, seconds, [source.fileno(), writing], stack, writing)
+            handles = [source.fileno(), writing]
+            child = self._child("exec" if runner else "script", program, seconds, handles, stack, writing, runner)
             output = b""
             while select.select([reading], [], [], max(deadline - time.monotonic(), 0))[0]:
                 part = os.read(reading, 65_536)
@@ -306,18 +324,47 @@ class SafeCodeExecutor:
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 
-    def _refuse(self, program: str, total: int) -> CodeResult | None:
+    def _refuse(self, program: str, total: int, runner: languages.Runner | None = None) -> CodeResult | None:
         if len(program) > MAX_SOURCE:
             return CodeResult("refused", 0, total, f"more than {MAX_SOURCE} characters of source", 0.0)
+        if runner is None:
+            return None
+        if len(program.encode("utf-8", "replace")) > languages.MAX_ARGUMENT:
+            return CodeResult("refused", 0, total, f"more than {languages.MAX_ARGUMENT} bytes of source", 0.0)
+        if "\0" in program or (not program.isprintable() and any("\ud800" <= c <= "\udfff" for c in program)):
+            return CodeResult("error", 0, total, "a NUL byte or half a character in the source", 0.0)
         return None
 
+    def _runner(self, language: str, interpreter: str | None) -> languages.Runner:
+        """The interpreter, once a first program of it has run as it should at this level."""
+        found = self._runners.get((language, interpreter))
+        if found is None:
+            found = languages.find(language, interpreter)
+            reason, detail = self._case(languages.KNOWN[language].hello, "", "ready", STARTUP, found)
+            if reason:
+                raise SandboxUnavailable(
+                    f"{found.command[0]} does not run at level {self.level}: {detail}",
+                    hint="name another interpreter by its absolute path, or judge this language elsewhere",
+                )
+            self._runners[language, interpreter] = found
+        return found
+
     def _child(
-        self, mode: str, program: str, seconds: float, handles: list[int], stack: contextlib.ExitStack, given: Any
+        self,
+        mode: str,
+        program: str,
+        seconds: float,
+        handles: list[int],
+        stack: contextlib.ExitStack,
+        given: Any,
+        runner: languages.Runner | None = None,
     ) -> Child:
         """Start a locked process; `given` (the end that it gets) is closed here."""
         _ = self.level
         assert self._programs is not None
-        job = {"mode": mode, "source": program, "cpu": int(seconds) + 2, "memory": self.memory_mb << 20}
+        job: dict[str, Any] = {"mode": mode, "source": program, "cpu": int(seconds) + 2, "memory": self.memory_mb << 20}
+        if runner is not None:
+            job |= {"source": ""} | runner.job(program)
         try:
             child = self._programs.submit(job, handles)
         finally:

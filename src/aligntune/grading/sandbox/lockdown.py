@@ -15,6 +15,7 @@ import os
 import platform
 import resource
 import struct
+from collections.abc import Sequence
 
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 36, 38
 SECCOMP_MODE_FILTER = 2
@@ -96,19 +97,26 @@ def prctl(option: int, value: int = 0, pointer: object = 0) -> None:
     check(libc.prctl(ctypes.c_int(option), *arguments), f"prctl {option}")
 
 
-def limit(*, cpu: int, memory: int, files: int) -> None:
-    """Hard limits of this process: CPU seconds, bytes of address space, open files; no files written, no core."""
+def limit(*, cpu: int, memory: int, files: int, stack: int = 64 << 20, reserves: bool = False) -> None:
+    """Hard limits of this process: CPU seconds, bytes of address space, open files; no files written, no core.
+
+    Args:
+        stack: bytes of the main stack, and of each thread's where it asks for none.
+        reserves: the process maps far more address space than it uses: limit what it can write to (RLIMIT_DATA) alone.
+    """
     for kind, value in (
         (resource.RLIMIT_CPU, cpu),
-        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_AS, resource.RLIM_INFINITY if reserves else memory),
         (resource.RLIMIT_DATA, memory),
         (resource.RLIMIT_NOFILE, files),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_STACK, 64 << 20),
+        (resource.RLIMIT_STACK, stack),
     ):
         hard = resource.getrlimit(kind)[1]
-        wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        wanted = (
+            value if hard == resource.RLIM_INFINITY else hard if value == resource.RLIM_INFINITY else min(value, hard)
+        )
         resource.setrlimit(kind, (wanted, wanted))
 
 
@@ -124,8 +132,12 @@ def drop_capabilities() -> None:
     check(libc.capset(header, empty), "capset")
 
 
-def landlock(readable: list[str]) -> int:
+def landlock(readable: list[str], executable: Sequence[str] = ()) -> int:
     """Allow reading below `readable` and nothing else of the file system; no TCP; no signals out.
+
+    Args:
+        readable: files and folders.
+        executable: files that may be executed and read; nothing else can be.
 
     Returns:
         The version of the kernel's interface.
@@ -142,12 +154,13 @@ def landlock(readable: list[str]) -> int:
     attributes = struct.pack("=QQQ", files, net, scoped)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     ruleset = check(libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0), "landlock_create_ruleset")
-    for path in readable:
+    for path in [*readable, *executable]:
         try:
             handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
             continue
         rights = (1 << 2) | ((1 << 3) if os.path.isdir(path) else 0)  # read a file; list a folder
+        rights |= 1 if path in executable else 0
         rule = struct.pack("=Qi", rights, handle)
         check(libc.syscall(LANDLOCK_ADD, ruleset, 1, rule, 0), f"landlock_add_rule {path}")
         os.close(handle)
@@ -157,8 +170,11 @@ def landlock(readable: list[str]) -> int:
     return version
 
 
-def seccomp() -> None:
+def seccomp(allow: Sequence[str] = ()) -> None:
     """Install the filter of system calls.
+
+    Args:
+        allow: names of the table that are let through all the same.
 
     Raises:
         OSError: the machine is neither x86_64 nor aarch64, or the kernel has no seccomp.
@@ -173,8 +189,8 @@ def seccomp() -> None:
     if column == 0:
         program.at_least(0x40000000, KILL)  # the x32 interface has numbers of its own
     program.equal(CLONE3[column], ENOSYS)  # its flags are in memory; the C library then calls clone
-    for numbers in DENIED.values():
-        if numbers[column] is not None:
+    for name, numbers in DENIED.items():
+        if numbers[column] is not None and name not in allow:
             program.equal(numbers[column], EPERM)
     program.without_flag(CLONE[column], 0, CLONE_THREAD, EPERM)
     program.argument_not(PRLIMIT[column], 0, 0, EPERM)

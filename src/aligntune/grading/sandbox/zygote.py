@@ -72,7 +72,7 @@ def enter_namespaces() -> None:
             out.write(text)
 
 
-def lock(level: str, job: dict[str, int], keep: list[int], readable: list[str]) -> None:
+def lock(level: str, job: dict[str, Any], keep: list[int], readable: list[str]) -> None:
     """Take everything from the present process that the level takes."""
     os.setsid()
     with contextlib.suppress(OSError):
@@ -87,13 +87,18 @@ def lock(level: str, job: dict[str, int], keep: list[int], readable: list[str]) 
         lockdown.drop_capabilities()
     with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else contextlib.nullcontext() as file:
         used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") if file else LOAD_LIMIT
-    lockdown.limit(cpu=job["cpu"], memory=used + job["memory"], files=32)
-    if level != "weak":
+    runs = job["mode"] == "exec"  # an interpreter takes this process's place, and maps memory of its own
+    small = {"files": 64, "stack": 8 << 20, "reserves": job["reserves"]} if runs else {"files": 32}
+    lockdown.limit(cpu=job["cpu"], memory=used + job["memory"], **small)
+    if level != "weak" and runs:
+        lockdown.landlock([*readable, *job["readable"]], job["executable"])
+        lockdown.seccomp(allow=("execve",))
+    elif level != "weak":
         lockdown.landlock(readable)
         lockdown.seccomp()
 
 
-def spawn(level: str, job: dict[str, object], handles: list[int], readable: list[str]) -> int:
+def spawn(level: str, job: dict[str, Any], handles: list[int], readable: list[str]) -> int:
     """Fork the child of one job; its process id. The child never returns."""
     child = os.fork()
     if child:
@@ -115,21 +120,23 @@ def spawn(level: str, job: dict[str, object], handles: list[int], readable: list
         os._exit(status)
 
 
-def run(level: str, job: dict[str, object], handles: list[int], readable: list[str]) -> int:
-    """The child: lock, then serve calls, run as a script, or parse. Returns the exit status."""
+def run(level: str, job: dict[str, Any], handles: list[int], readable: list[str]) -> int:
+    """The child: lock, then serve calls, run as a script, become an interpreter, or parse. Returns the exit status."""
     source = str(job["source"])
     keep = [0, 1, 2]
     channel = handles[0]
-    if job["mode"] == "script":
+    if job["mode"] in ("script", "exec"):
         os.dup2(handles[0], 0)
         os.dup2(handles[1], 1)
     else:
         keep.append(channel)
     if job["mode"] == "probe":
-        lock(level, job, keep, readable)  # type: ignore[arg-type]
-        wire.send(channel, probe(int(job["parent"])))  # type: ignore[call-overload]
+        lock(level, job, keep, readable)
+        wire.send(channel, probe(int(job["parent"])))
         return 0
-    lock(level, job, keep, readable)  # type: ignore[arg-type]
+    lock(level, job, keep, readable)
+    if job["mode"] == "exec":
+        os.execve(job["argv"][0], job["argv"], {"LC_ALL": "C.UTF-8"})  # noqa: S606 (no shell: as meant)
     if job["mode"] == "script":
         return run_script(source)
     return serve(source, channel, job["mode"] == "parse")

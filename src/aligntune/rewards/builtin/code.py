@@ -8,7 +8,8 @@ The program is the text's last fenced block, or the whole text. It runs in the s
 away from the tests and from this process; what it prints or returns decides nothing but its tests. A row without tests
 scores None and is counted (`no_tests`); verdicts are counted by name.
 
-Source: MBPP (Austin et al. 2021, arXiv:2108.07732), HumanEval (Chen et al. 2021, arXiv:2107.03374). Python only.
+Source: MBPP (Austin et al. 2021, arXiv:2108.07732), HumanEval (Chen et al. 2021, arXiv:2107.03374). Python;
+`stdio_tests` runs other languages too where their interpreter is installed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from aligntune.grading.code import Tests, blocks, judge, program, read_tests, sandbox
+from aligntune.grading.sandbox.languages import Language
 from aligntune.rewards.base import count, reward
 
 Require = Literal["strong", "full", "weak"]
@@ -25,12 +27,22 @@ TIMEOUT = 5.0
 """Seconds: the order of the published harnesses (3 for HumanEval, 10 for MBPP)."""
 
 
-def _run(text: str, tests: Tests, timeout: float, require: Require, prompt: Any = None) -> tuple[float, str] | None:
+def _run(
+    text: str,
+    tests: Tests,
+    timeout: float,
+    require: Require,
+    prompt: Any = None,
+    *,
+    language: Language = "python",
+    interpreter: str | None = None,
+) -> tuple[float, str] | None:
     """Share of the tests that the text's program passes, and the verdict; None without tests."""
     if not tests:
         count("no_tests")
         return None
-    result = judge(program(text, prompt, tests.entry_point), tests, timeout=timeout, require=require)
+    source = program(text, prompt, tests.entry_point, language)
+    result = judge(source, tests, timeout=timeout, require=require, language=language, interpreter=interpreter)
     if result.verdict != "passed":
         count(result.verdict)
     return result.passed / result.total, result.verdict
@@ -93,7 +105,14 @@ def code_correctness(
 
 @reward("stdio_tests", kind="verifiable")
 def stdio_tests(
-    text: str, cases: Any, *, timeout: PositiveFloat = TIMEOUT, require: Require = "strong", partial: bool = True
+    text: str,
+    cases: Any,
+    *,
+    timeout: PositiveFloat = TIMEOUT,
+    require: Require = "strong",
+    partial: bool = True,
+    language: Language = "python",
+    interpreter: str | None = None,
 ) -> float | None:
     """Share of cases in which the program's whole output is the expected one.
 
@@ -102,11 +121,14 @@ def stdio_tests(
         timeout: seconds for each case.
         require: the least isolation that is accepted.
         partial: False gives 1 for all cases and 0 for fewer.
+        language: what the program is written in; others than Python need their interpreter on this machine.
+        interpreter: the interpreter's absolute path, in place of the first on PATH.
 
     >>> get_reward_function("stdio_tests").compute("print(int(input()) + 1)", cases=[["1", "2"], ["2", "4"]])
     0.5
     """
-    run = _run(text, read_tests(cases=cases), timeout, require)
+    tests = read_tests(cases=cases)
+    run = _run(text, tests, timeout, require, language=language, interpreter=interpreter)
     if run is None:
         return None
     return run[0] if partial else float(run[1] == "passed")

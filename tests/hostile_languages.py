@@ -1,0 +1,117 @@
+"""Programs in other languages than Python that try to get out, to do damage, or to be judged right without being right.
+
+The task: read a number, write its double. `RIGHT` does it; each of `HOSTILE` must fail on the case 21 -> 42, at once or
+at the deadline, and leave nothing behind. A hostile act that succeeds is followed by the right answer, so that success
+would show as a pass.
+"""
+
+from __future__ import annotations
+
+RIGHT = {
+    "perl": 'my $n = <STDIN>; print $n * 2, "\\n";',
+    "bash": "read n; echo $((n * 2))",
+    "sh": "read n; echo $((n * 2))",
+    "javascript": "console.log(parseInt(require('fs').readFileSync(0, 'utf8')) * 2)",
+    "ruby": "puts gets.to_i * 2",
+    "lua": "print(io.read('n') * 2)",
+    "php": 'echo intval(fgets(STDIN)) * 2, "\\n";',
+}
+WRONG = {
+    "perl": 'print "41\\n";',
+    "bash": "echo 41",
+    "sh": "echo 41",
+    "javascript": "console.log(41)",
+    "ruby": "puts 41",
+    "lua": "print(41)",
+    "php": "echo 41;",
+}
+_PERL = ' print "42\\n";'
+_NODE = "; console.log(42)"
+
+HOSTILE: dict[str, dict[str, str]] = {
+    "perl": {
+        "fork bomb": "fork while 1;",
+        "fork": "defined(my $p = fork) or die; exit 0 unless $p;" + _PERL,
+        "write a file": 'open(F, ">", "/tmp/hostile_perl") or die; print F "x"; close F;' + _PERL,
+        "shared memory": 'open(F, ">", "/dev/shm/hostile_perl") or die;' + _PERL,
+        "read passwd": 'open(F, "<", "/etc/passwd") or die;' + _PERL,
+        "read the parent's environment": 'open(F, "<", "/proc/" . getppid() . "/environ") or die;' + _PERL,
+        "secrets in the environment": "die unless $ENV{SANDBOX_SECRET};" + _PERL,
+        "list home": 'opendir(D, "/root") or die;' + _PERL,
+        "kill the parent": "kill(9, getppid()) or die;" + _PERL,
+        "kill all": "kill(9, -1) or die;" + _PERL,
+        "tcp": 'use Socket; socket(S, PF_INET, SOCK_STREAM, 0) or die; connect(S, sockaddr_in(22, INADDR_LOOPBACK));' + _PERL,
+        "udp": "use Socket; socket(S, PF_INET, SOCK_DGRAM, 0) or die;" + _PERL,
+        "exec": 'exec "/bin/sh", "-c", "echo 42";',
+        "exec by the loader": 'exec "/lib64/ld-linux-x86-64.so.2", "/bin/echo", "42";',
+        "system": 'system("echo 42") == 0 or die;',
+        "backticks": "print `echo 42`;",
+        "open a pipe": 'open(F, "-|", "echo 42") or die; print <F>;',
+        "remove": 'unlink("/tmp/hostile_victim") or die;' + _PERL,
+        "symlink": 'symlink("/etc/passwd", "/tmp/hostile_perl") or die;' + _PERL,
+        "huge output": "print 'x' x 100000 while 1;",
+        "spin": "1 while 1;",
+        "sleep": "sleep 1000;",
+        "eight gigabytes": '$x = "x" x (8 << 30);' + _PERL,
+        "slow growth": "push @a, 'x' x 1000000 while 1;",
+        "slow pattern": '("a" x 40 . "b") =~ /^(?:(a+)+)+$(?{1})c/; 1 while 1;',
+        "exit code": "exit 0;",
+        "raise limits": 'use POSIX; require "syscall.ph"; syscall(160, 9, "x" x 16) == 0 or die;' + _PERL,
+        "io_uring": "my $p = \"\\0\" x 128; syscall(425, 8, $p) >= 0 or die;" + _PERL,
+        "ptrace": "syscall(101, 16, getppid(), 0, 0) >= 0 or die;" + _PERL,
+        "new namespace": "syscall(272, 0x10000000) >= 0 or die;" + _PERL,
+        "right and dead": 'print "42\\n"; $| = 1; exit 3;',
+        "right and more": 'print "42\\n42\\n";',
+        "not perl": "def f(x): return 2 * x",
+    },
+    "bash": {
+        "fork bomb": ":(){ :|:& };:",
+        "background": "sleep 1000 & echo 42",
+        "write a file": "echo x > /tmp/hostile_bash && echo 42",
+        "read passwd": "read line < /etc/passwd && echo 42",
+        "read the parent's environment": "read -r line < /proc/$PPID/environ && echo 42",
+        "secrets in the environment": "[ -n \"$SANDBOX_SECRET\" ] && echo 42",
+        "list home": "shopt -s nullglob dotglob; set -- /root/* /etc/*; (( $# )) && echo 42",
+        "kill the parent": "kill -9 $PPID && echo 42",
+        "kill all": "kill -9 -1 && echo 42",
+        "tcp": "exec 3<>/dev/tcp/127.0.0.1/22 && echo 42",
+        "udp": "exec 3<>/dev/udp/127.0.0.1/9 && echo 42",
+        "exec": "exec /bin/echo 42",
+        "command": "/bin/echo 42",
+        "substitution": "echo $(echo 42)",
+        "pipe": "echo 42 | while read x; do echo $x; done",
+        "process substitution": "read x < <(echo 42) && echo $x",
+        "here document": "read x <<< 42 && echo $x > /tmp/hostile_bash && echo 42",
+        "huge output": "while :; do printf '%100000s'; done",
+        "spin": "while :; do :; done",
+        "ignore signals": "trap '' TERM XCPU INT; while :; do :; done",
+        "huge text": "x=x; while :; do x=$x$x; done",
+        "raise limits": "ulimit -v unlimited && ulimit -t unlimited && ulimit -f unlimited && echo 42",
+        "recursion": "f() { f; }; f",
+        "right and dead": "echo 42; exit 3",
+        "load a library": "enable -f /tmp/hostile.so x && echo 42",
+    },
+    "javascript": {
+        "write a file": "require('fs').writeFileSync('/tmp/hostile_node', 'x')" + _NODE,
+        "read passwd": "require('fs').readFileSync('/etc/passwd')" + _NODE,
+        "read the parent's environment": "require('fs').readFileSync(`/proc/${process.ppid}/environ`)" + _NODE,
+        "secrets in the environment": "if (!process.env.SANDBOX_SECRET) process.exit(1)" + _NODE,
+        "list home": "require('fs').readdirSync('/root')" + _NODE,
+        "kill the parent": "process.kill(process.ppid, 9)" + _NODE,
+        "command": "require('child_process').execSync('true')" + _NODE,
+        "spawn": "const r = require('child_process').spawnSync('/usr/bin/env'); if (r.error) throw r.error" + _NODE,
+        "tcp": "require('net').connect(22, '127.0.0.1').on('connect', () => console.log(42))"
+        ".on('error', () => process.exit(1))",
+        "listen": "require('net').createServer().listen(0, () => { console.log(42); process.exit(0) })",
+        "udp": "require('dgram').createSocket('udp4').bind(0, () => { console.log(42); process.exit(0) })",
+        "huge output": "const fs = require('fs'); for (;;) fs.writeSync(1, 'x'.repeat(100000))",
+        "spin": "for (;;) {}",
+        "sleep": "setInterval(() => {}, 1000)",
+        "eight gigabytes": "const a = []; for (let i = 0; i < 80; i++) a.push(Buffer.alloc(100 << 20, 1))" + _NODE,
+        "slow growth": "const a = []; for (;;) a.push(new Array(1e5).fill(Math.random()))",
+        "slow pattern": "/^(a+)+$/.test('a'.repeat(60) + 'b')" + _NODE,
+        "right and dead": "console.log(42); process.exitCode = 3",
+        "a native module": "process.dlopen({exports: {}}, '/tmp/hostile.node')" + _NODE,
+        "worker threads": "const {Worker} = require('worker_threads'); for (;;) new Worker('for(;;){}', {eval: true})",
+    },
+}  # fmt: skip
