@@ -6,7 +6,7 @@
     L3  core/* (the life of a run)
     L4  backends
     L5  core/backend_factory
-    L6  rewards/training, compare, report
+    L6  rewards/training, compare, report, preflight
     L7  cli, recipes, quickstart
 
 Imports are read from the source, those inside functions and under TYPE_CHECKING too. Lazy "module:attribute" strings
@@ -44,6 +44,7 @@ LAYERS = {
     "aligntune.rewards.training": 6,
     "aligntune.compare": 6,
     "aligntune.report": 6,
+    "aligntune.preflight": 6,
     "aligntune.cli": 7,
     "aligntune.recipes": 7,
     "aligntune.quickstart": 7,
