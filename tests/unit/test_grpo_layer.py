@@ -187,7 +187,7 @@ class Deaf:
     """Stands for a rewritten trainer that calls none of the methods that the layer overrides."""
 
     model = SimpleNamespace(training=True, zero_grad=lambda **k: None)
-    accelerator = SimpleNamespace(sync_gradients=True)
+    accelerator = SimpleNamespace(sync_gradients=True, process_index=0)
 
     def training_step(self, *args: Any, **kwargs: Any) -> str:
         return "output"
@@ -254,7 +254,7 @@ def test_gradients_of_the_plugins_parameters_are_cleared_once_a_step() -> None:
         def parameters(self) -> list[Any]:
             return [extra]
 
-    accelerator = SimpleNamespace(sync_gradients=False)
+    accelerator = SimpleNamespace(sync_gradients=False, process_index=0)
 
     def training_step(self: Any) -> None:
         (2 * extra).sum().backward()

@@ -19,6 +19,7 @@ from aligntune.algorithms.tracker import Tracker, canonical, curriculum_weight, 
 from aligntune.core.config import build_config
 from aligntune.core.config.io import notices
 from aligntune.errors import ConfigurationError, TrainingError, ValidationError
+from aligntune.rewards.composition import Composition, Rules
 
 
 def tracker(**changes: Any) -> Tracker:
@@ -130,9 +131,10 @@ def test_draws_repeat_nothing_until_all_are_drawn() -> None:
 
 
 def composite(*parts: tuple[float, float, float]) -> Any:
-    return SimpleNamespace(
-        components=[SimpleNamespace(name=f"r{i}", weight=w, bounds=(a, b)) for i, (w, a, b) in enumerate(parts)]
-    )
+    components = [
+        SimpleNamespace(name=f"r{i}", weight=w, bounds=(a, b), threshold=None) for i, (w, a, b) in enumerate(parts)
+    ]
+    return SimpleNamespace(components=components, bounds=Composition(components, Rules()).bounds)
 
 
 def test_the_range_of_several_rewards() -> None:

@@ -30,8 +30,9 @@ from aligntune.rewards.base import KINDS, REWARDS
 BUILTINS = [
     "answer_format", "bleu", "brevity", "choice", "chrf", "citation_check", "code_correctness", "code_execution",
     "code_syntax", "compression_ratio", "conciseness", "contains", "cosine_length", "counterfactual_math",
-    "exact_match", "f1", "ifeval", "json_schema", "language", "length", "math_correctness", "math_reasoning",
-    "mbpp_reward", "readability", "regex", "repetition", "reward_model", "rouge", "sentiment", "soft_overlong",
+    "exact_match", "f1", "gated", "ifeval", "json_schema", "language", "length", "length_controlled",
+    "math_correctness", "math_reasoning", "mbpp_reward", "metric_only", "readability", "regex", "repetition", "rescaled",
+    "reward_model", "rouge", "sentiment", "soft_overlong",
     "sql_result", "stdio_tests", "think_format", "tool_call", "xml_tags",
 ]  # fmt: skip
 RANGES = {

@@ -66,6 +66,7 @@ def pair_losses(margins_P: Any, beta: float, loss_type: PairLoss) -> Any:
 class Pairs(Plugin):
     """Order the two completions of each prompt, keep them together, and compute the loss of the pairs."""
 
+    has_advantages = False
     loss_beta = 0.0  # `args.beta` keeps a reference; its KL term is not in this loss
 
     def __init__(self, beta: float, loss_type: PairLoss) -> None:

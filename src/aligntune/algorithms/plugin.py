@@ -30,12 +30,14 @@ class Plugin:
         backend: the backend of the run.
         loss_beta: the KL strength inside the loss, where it differs from `args.beta` (a reference that is kept, but
             not in the loss, has `args.beta` above 0 and `loss_beta` 0); None leaves it.
+        has_advantages: whether the dictionary's advantages are what the algorithm learns from, and not a placeholder.
     """
 
     trainer: Any = None
     config: Any = None
     backend: Any = None
     loss_beta: float | None = None
+    has_advantages: bool = True
 
     def start(self) -> None:
         """Called once, with `trainer`, `config` and `backend` set."""

@@ -7,14 +7,20 @@ The files themselves are the run folder's (`aligntune.utils.run_folder`); the tr
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntune.core.config.io import effective
+from aligntune.utils.files import jsonable
+from aligntune.utils.logging import get_logger
 from aligntune.utils.run_folder import CONFIG
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
+    from aligntune.rewards import BatchScores
+
+log = get_logger(__name__)
 
 
 def write_header(run: Trainer, code: dict[str, Any]) -> None:
@@ -63,24 +69,79 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def record_rollouts(
-    run: Trainer, step: int, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]], scores: Any
+    run: Trainer,
+    step: int,
+    prompts: list[Any],
+    completions: list[Any],
+    columns: dict[str, list[Any]],
+    scores: BatchScores,
+    tokens: list[int] | None = None,
 ) -> None:
-    """Store a batch of sampled completions with what each reward gave them."""
+    """Store a batch of sampled completions with what each reward gave them.
+
+    A row holds `step` (the one that learns from it), `group` (number of the prompt's group within the step), `prompt`,
+    `completion`, `tokens`, `reward` (the total), `reward/<name>` (raw score), `weight/<name>`, `column/<name>` (the
+    data's columns that the rewards read, as text or JSON text), `advantage` and `logprob_sum` (null until the trainer
+    knows them; `core.rl.held`), and what the algorithm adds.
+
+    Args:
+        run: the run.
+        step: optimizer steps done.
+        prompts: N prompts, text or messages.
+        completions: N completions, text or messages.
+        columns: name to N values.
+        scores: of the N completions.
+        tokens: N lengths of completions.
+    """
     if not run.config.logging.rollouts:
         return
     from aligntune.rewards.adapters import completion_text
+    from aligntune.rewards.summary import prompt_groups
 
-    plugin = getattr(run._hf, "plugin", None)
+    hf = run._hf
+    plugin, held = getattr(hf, "plugin", None), getattr(hf, "held", None)
     marks = plugin.rollout_columns(scores.total) if plugin is not None else {}
+    groups = prompt_groups(prompts, run.config.algorithm.group_size)
+    first = held.groups(step, max(groups, default=-1) + 1) if held is not None else 0
+    weights = {c.name: scores.weights.get(c.name, [c.weight] * len(prompts)) for c in run.rewards.components}
+    read = {name: columns[name] for name in run.rewards.read_columns(list(columns))}
     rows = [
         {
             "step": step + 1,  # the step that learns from them, so that a resume knows what to keep
+            "group": first + groups[i],
             "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
             "completion": completion_text(completion),
+            "tokens": None if tokens is None else tokens[i],
             "reward": scores.total[i],
             **{f"reward/{name}": values[i] for name, values in scores.raw.items()},
+            **{f"weight/{name}": values[i] for name, values in weights.items()},
+            "advantage": None,
+            "logprob_sum": None,
+            **{f"column/{name}": _text(values[i]) for name, values in read.items()},
             **{name: values[i] for name, values in marks.items()},
         }
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
     ]
-    run._run.append_rollouts(rows)
+    if held is None:
+        run._run.append_rollouts(rows)
+    else:
+        held.take(rows, run._run.append_rollouts)
+
+
+def write_held(run: Trainer) -> None:
+    """Write the rows that still wait for an advantage, as they are."""
+    held = getattr(run._hf, "held", None)
+    if held is not None:
+        held.flush()
+
+
+def warn(run: Trainer, sentence: str) -> None:
+    """Tell the user at once, and write it into the manifest's notes."""
+    log.warning(sentence)
+    run.notes.append(sentence)
+    run._run.update_manifest({"notes": run.notes})
+
+
+def _text(value: Any) -> str | None:
+    """Text as it is, anything else as JSON text."""
+    return value if value is None or isinstance(value, str) else json.dumps(jsonable(value), ensure_ascii=False)

@@ -30,7 +30,9 @@ from aligntune.core.config.sections import DatasetConfig
 from aligntune.core.early_stopping import last_evaluation, note_evaluation, replay
 from aligntune.core.evaluation import evaluate_model, sample_answers
 from aligntune.core.isolation import no_telemetry
-from aligntune.core.recording import record_rollouts, write_header
+from aligntune.core.pretokenised import taking_tokens
+from aligntune.core.recording import record_rollouts, warn, write_header, write_held
+from aligntune.core.rows import write_skipped
 from aligntune.core.saving import Checkpoint, find_checkpoint
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.core.watch import refuse_broken_weights, tell_counts, watch
@@ -136,32 +138,25 @@ class Trainer:
                 self.notes.append(note)
                 log.info(note)
 
-    def _prepare(self, sources: Any, label: str) -> Any:
+    def _prepare(self, sources: Any, label: str, *, training: bool = False) -> Any:
         """Rows of one or more sources in the algorithm's schema, fitted to the tokenizer."""
-        from aligntune.data import prepare_dataset, render
+        from aligntune.core.rows import fit_rows
 
         self._ready()
-        schema = self.config.algorithm.data
         with quiet_libraries():
-            prepared = prepare_dataset(sources, schema, seed=self.config.train.seed, cache_dir=self.config.cache.dir)
-            generation = getattr(self.config, "generation", None)
-            fitted = render(
-                prepared,
-                schema,
-                self.tokenizer,
-                max_length=self.config.model.max_seq_length,
-                max_prompt_length=generation.max_prompt_length if generation and schema is Schema.PROMPT else None,
-                loss_on=getattr(self.config.algorithm, "train_on", None),
-            )
+            fitted = fit_rows(self, sources, training=training)
         self._tell([f"{label}: {note}" for note in fitted.notes])
         return fitted
 
     def _train_rows(self) -> Any:
         if self._train_data is None:
-            prepared = self._prepare(self.config.sources, "training data")
+            prepared = self._prepare(self.config.sources, "training data", training=True)
             rows, notes = self.config.algorithm.arrange(prepared.dataset, self.config)
+            tokens = prepared.tokens
+            if tokens is not None:
+                tokens, _ = self.config.algorithm.arrange(tokens, self.config)
             self._tell(notes)
-            self._train_data = replace(prepared, dataset=rows)
+            self._train_data = replace(prepared, dataset=rows, tokens=tokens)
         return self._train_data
 
     def _eval_rows(self) -> Any:
@@ -210,6 +205,7 @@ class Trainer:
             code = self.backend.fingerprint()
         self._run = RunFolder.claim(self.config.output_dir, resume=resume is not None)
         with self._closing_run():
+            write_skipped(self)
             write_header(self, code)
             if checkpoint:
                 replay(self, self._run.rewind(checkpoint.step))
@@ -228,6 +224,7 @@ class Trainer:
                 yield
 
     def _note_end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        write_held(self)
         if isinstance(error, KeyboardInterrupt):
             self.state.status = "interrupted"
             self._run.mark_interrupted()
@@ -240,6 +237,7 @@ class Trainer:
         held_out = last_evaluation(self) if self._eval_data is not None else {}
         path = self.save_model()
         result = self._result(loss, seconds, path, held_out)
+        write_held(self)
         self.state.status = "finished"
         self._run.mark_finished(result.to_dict())
         self._write_report()
@@ -295,10 +293,11 @@ class Trainer:
         late = params.late_arguments(self.config)
         for key, value in late.items():
             setattr(args, key, value)
+        rows = self._train_rows()
         kwargs: dict[str, Any] = {
             "model": loaded.model,
             "args": args,
-            "train_dataset": self._train_rows().dataset,
+            "train_dataset": rows.dataset if rows.tokens is None else rows.tokens,
             "processing_class": loaded.tokenizer,
             "callbacks": [make_callback(self, stop, progress)],
         }
@@ -306,8 +305,16 @@ class Trainer:
             from aligntune.rewards.adapters import trl_rewards
 
             split = getattr(params, "splits_rewards", False)
-            kwargs["reward_funcs"] = trl_rewards(self.rewards, recorder=partial(record_rollouts, self), split=split)
+            kwargs["reward_funcs"] = trl_rewards(
+                self.rewards,
+                recorder=partial(record_rollouts, self),
+                split=split,
+                tell=partial(warn, self),
+                group_size=params.group_size,
+            )
         kind = params.trainer_type(self.backend.trainer_class(params))
+        if rows.tokens is not None:
+            kind = taking_tokens(kind)
         with kept_adapters(loaded.model, self.config.model.quantization is not None):
             own = params.trainer_kwargs(self)
             hf = kind(**kwargs, **own)
@@ -354,6 +361,7 @@ class Trainer:
     def flush(self) -> None:
         """Write what is still in memory of the run folder's files."""
         if self._run is not None:
+            write_held(self)
             self._run.flush()
 
     def evaluate_now(self, step: int) -> dict[str, float]:

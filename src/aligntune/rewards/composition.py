@@ -84,8 +84,8 @@ class Rules:
         if settings is None or isinstance(settings, Rules):
             return settings or cls()
         if isinstance(settings, Mapping):
-            from aligntune.core.config.io import parse_section
             from aligntune.core.config.composing import CompositionConfig
+            from aligntune.core.config.io import parse_section
 
             settings = parse_section(CompositionConfig, dict(settings), "composition")
         return cls(**{f.name: getattr(settings, f.name) for f in fields(cls)})

@@ -107,7 +107,8 @@ class RewardRegistry:
     def describe(cls, name: str) -> RewardInfo:
         """Kind, range, columns, parameters with defaults, and the first paragraph of the docstring."""
         made = resolve(name)
-        columns = tuple(sorted(made.columns)) if not issubclass(made, FunctionReward) else made.signature.required
+        own = () if isinstance(made.columns, property) else tuple(sorted(made.columns))  # a wrapper's are its inner's
+        columns = made.signature.required if issubclass(made, FunctionReward) else own
         defaults = made.signature.defaults if issubclass(made, FunctionReward) else _constructor_defaults(made)
         parameters = {k: v for k, v in defaults.items() if k not in PROVIDED}
         summary = " ".join((inspect.getdoc(made) or "").partition("\n\n")[0].split())

@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from aligntune.algorithms.plugin import Plugin
+from aligntune.core.rl.held import ROW, Held
 from aligntune.errors import TrainingError
 
 STATE = "aligntune_state"
 """Name of a checkpoint's files with the plugin's state."""
 REFERENCE = "reference/"
 """Prefix of a moving reference's weights in that state."""
+REWARDS = "rewards"
+"""Name of the rewards' running statistics in that state."""
 HOOKS = {
     "rollout": ("rollout", "advantages", "token_weights"),
     "rewards": ("advantages",),
@@ -116,6 +119,7 @@ def layered(base: type) -> type:
             self.last_rewards: Any = None  # (N, F), of the latest generation
             self._unscored: int | None = 0  # completions so far, while not one has had a score
             self._first_step: int | None = None
+            self.held = Held(self.accelerator.process_index << 40)
             plugin.trainer, plugin.config, plugin.backend = self, config, backend
             plugin.start()
 
@@ -148,15 +152,60 @@ def layered(base: type) -> type:
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             self._seen.add("rollout")
-            out = self.plugin.rollout(super()._generate_and_score_completions, inputs)
+            self.held.flush()
+            out = self.plugin.rollout(self._sampled, inputs)
             advantages = self.plugin.advantages(self.last_rewards, out)
             if advantages is not None:
                 out["advantages"] = advantages
+            self._complete(out)
             weights = self.plugin.token_weights(out)
             if weights is not None:
                 given = out["advantages"]
                 out["advantages"] = (given if given.dim() == 2 else given.unsqueeze(1)) * weights
             return out
+
+        def _sampled(self, inputs: Any) -> Any:
+            """Completions of the library, with the numbers of their stored rows."""
+            out = super()._generate_and_score_completions(inputs)
+            numbers = self.held.latest(len(inputs))
+            if numbers is not None:
+                out[ROW] = torch.tensor(numbers, device=out["completion_ids"].device)
+            return out
+
+        def _complete(self, out: dict[str, Any]) -> None:
+            """Tell the stored rows what is known of them, and write them where nothing is to come."""
+            if ROW not in out:
+                return
+            numbers = out[ROW].flatten().tolist()
+            if self.plugin.has_advantages:
+                values = out["advantages"]
+                if values.dim() > 1:  # of tokens: their mean
+                    mask = out["completion_mask"]
+                    values = (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+                self.held.fill("advantage", numbers, values.flatten().tolist())
+            known = out.get("sampling_per_token_logps", out.get("old_per_token_logps"))
+            if known is not None:
+                self._fill_logps(numbers, known.flatten(0, -2))
+                self.held.flush()
+            else:
+                self.held.awaited = set(numbers)
+
+        def _fill_logps(self, numbers: list[int], logps_BT: Any) -> None:
+            """Sums over each completion's tokens, those that are not in the loss too."""
+            counts = torch.tensor([self.held.tokens(n) or 0 for n in numbers], device=logps_BT.device)
+            inside = torch.arange(logps_BT.shape[1], device=logps_BT.device) < counts[:, None]
+            sums = torch.where(inside, logps_BT.detach().nan_to_num(0.0), 0.0).sum(-1).tolist()
+            known = [s if self.held.tokens(n) is not None else None for n, s in zip(numbers, sums, strict=True)]
+            self.held.fill("logprob_sum", numbers, known)
+
+        def _settle(self, inputs: dict[str, Any]) -> None:
+            """The log-probabilities of the first loss after sampling are those of the policy that sampled."""
+            if ROW not in inputs or not self.held.awaited:
+                return
+            numbers = inputs[ROW].tolist()
+            if self._policy_logps is not None:
+                self._fill_logps(numbers, self._policy_logps)
+            self.held.settle(numbers)
 
         def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
             result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -177,6 +226,7 @@ def layered(base: type) -> type:
                 loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             finally:
                 self.beta, self._in_loss = kept, False
+            self._settle(inputs)
             return self._with_extra(model, inputs, loss)
 
         def _with_extra(self, model: Any, inputs: Any, loss: Any) -> Any:
@@ -245,6 +295,8 @@ def layered(base: type) -> type:
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             super()._save_checkpoint(model, trial)
             state = {**self.plugin.state(), **self._moved_reference()}
+            if running := self._rewards_state():
+                state[REWARDS] = running
             if not state or not self.args.should_save:
                 return
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
@@ -256,6 +308,10 @@ def layered(base: type) -> type:
                 save_file(tensors, folder / f"{STATE}.safetensors")
             (folder / f"{STATE}.json").write_text(json.dumps(plain), encoding="utf-8")
 
+        def _rewards_state(self) -> dict[str, Any]:
+            composite = getattr(self.reward_funcs[0], "composite", None)
+            return {} if composite is None else composite.state()  # type: ignore[no-any-return]
+
         def _moved_reference(self) -> dict[str, Any]:
             """Weights of a reference that moves (`sync_ref_model`), which no file of the run holds otherwise."""
             if not self.args.sync_ref_model:
@@ -265,7 +321,8 @@ def layered(base: type) -> type:
 
         def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
             stateful, moves = type(self.plugin).state is not Plugin.state, self.args.sync_ref_model
-            needed = checkpoint is not None and (stateful or moves)
+            runs = bool(self._rewards_state())
+            needed = checkpoint is not None and (stateful or moves or runs)
             if needed and not (Path(checkpoint) / f"{STATE}.json").is_file():
                 raise TrainingError(
                     f"{checkpoint} holds no state of {type(self.plugin).__name__}",
@@ -279,6 +336,14 @@ def layered(base: type) -> type:
             state |= load_file(tensors) if tensors.is_file() else {}
             for name, weight in self.accelerator.unwrap_model(self.ref_model).named_parameters() if moves else ():
                 weight.data.copy_(state.pop(f"{REFERENCE}{name}"))
+            running = state.pop(REWARDS, None)
+            if runs:
+                if running is None:
+                    raise TrainingError(
+                        f"{checkpoint} holds no running statistics of rewards, and composition.normalise is running",
+                        hint="resume from a checkpoint that was written with it, or start anew",
+                    )
+                self.reward_funcs[0].composite.load_state(running)
             if stateful:
                 self.plugin.load_state(state)
 
