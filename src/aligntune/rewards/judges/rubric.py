@@ -91,13 +91,13 @@ class Rubric:
             texts: title to text, `prompt`, `answer` (or `answer_a` and `answer_b`) and columns; shown in this order.
             limit: most characters of each text; the rest is left out, and the judge is told.
         """
-        clean = {title: _clean(text) for title, text in texts.items()}
+        clean = {title: _clean(text[:limit]) for title, text in texts.items()}
         mark = hashlib.sha256(json.dumps(clean, sort_keys=True).encode()).hexdigest()[:16]
         blocks = []
         for title, text in clean.items():
-            head = _TITLES.get(title, title.upper())
-            cut = f" (the first {limit} of {len(text)} characters)" if len(text) > limit else ""
-            blocks.append(f"[{head} {mark}]{cut}\n{text[:limit]}\n[END OF {head} {mark}]")
+            head, whole = _TITLES.get(title, title.upper()), len(texts[title])
+            cut = f" (the first {limit} of {whole} characters)" if whole > limit else ""
+            blocks.append(f"[{head} {mark}]{cut}\n{text}\n[END OF {head} {mark}]")
         # The system turn is the same for all questions, so that an endpoint reads it once.
         system = f"{self.task.strip()}\n\n{self._levels()}{RULES}\n\n{self._wanted()}"
         asked = "\n\n".join([f"The mark is {mark}.", *blocks])
