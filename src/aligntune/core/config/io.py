@@ -310,7 +310,7 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
         keys["train.num_epochs"] = "`train.max_steps` is set and decides the length"
     if not config.train.optimizer.startswith(("adamw", "paged_adamw")):
         keys |= {f"train.adam_{k}": f"the optimizer is {config.train.optimizer}" for k in ("beta1", "beta2", "epsilon")}
-    if not config.algorithm.uses_rewards:
+    if not (config.algorithm.uses_rewards or getattr(config, "labelled", False)):
         keys["judge"] = "there is no reward that could ask it"
         keys["composition"] = "there are no rewards to compose"
     elif config.kind == "rl":

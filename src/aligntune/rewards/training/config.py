@@ -25,6 +25,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt
 
 from aligntune.algorithms.base import Kind
 from aligntune.core.config.base import section
+from aligntune.core.config.composing import CompositionConfig
 from aligntune.core.config.io import (
     _coerced,
     _error,
@@ -35,7 +36,7 @@ from aligntune.core.config.io import (
 )
 from aligntune.core.config.reading import apply_overrides, copy_plain, read_yaml
 from aligntune.core.config.root import RunConfig
-from aligntune.core.config.sections import Dataset, Reward
+from aligntune.core.config.sections import Dataset, JudgeConfig, Reward
 from aligntune.errors import ConfigurationError
 from aligntune.rewards.training.objectives import Objective, foreign, parse_objective
 
@@ -79,6 +80,10 @@ class RewardModelConfig(RunConfig):
     """Preference pairs; or, with `rewards`, answers to be scored; several are mixed by `weight`."""
     rewards: Annotated[list[Reward], BeforeValidator(_as_list)] = Field(default_factory=list)
     """The reward functions that label the answers; none where the data are pairs (ours)."""
+    composition: CompositionConfig = Field(default_factory=CompositionConfig)
+    """How the rewards become one total."""
+    judge: JudgeConfig | None = None
+    """The language model that judged rewards ask, unless one names another in its `params` (none)."""
     answers: str | None = None
     """With `rewards`: the column that holds a row's answer, or a list of answers; rewards then read every other column.
     None takes the answers that the format names, and rewards read the prompt alone (ours)."""
@@ -92,6 +97,11 @@ class RewardModelConfig(RunConfig):
     """A reward model trains in this process."""
     output_dir: Annotated[str, Field(min_length=1)] = "runs/reward-model"
     """The run's folder; a finished run in it is never overwritten."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether reward functions label the answers."""
+        return bool(self.rewards)
 
     @property
     def algorithm(self) -> Any:

@@ -196,7 +196,7 @@ def best_of_n(
         ValidationError: a prompt has no answer with a score, or the numbers differ.
 
     >>> from aligntune.rewards import get_reward_function
-    >>> best_of_n(["Go on: "], [["a b", "a b c d"]], get_reward_function("length", min_words=4))[0].text
+    >>> best_of_n(["Go on: "], [["a b", "a b c d"]], get_reward_function("length", min_length=4))[0].text
     'a b c d'
     """
     if len(prompts) != len(answers):

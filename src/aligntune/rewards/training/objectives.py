@@ -24,6 +24,7 @@ from pydantic import PositiveFloat
 
 from aligntune.algorithms.base import AlgorithmParams, Head, Schema
 from aligntune.core.config.base import section
+from aligntune.core.config.composing import EVALUATION, composition_faults
 from aligntune.errors import ConfigurationError
 from aligntune.registry import import_attribute, nearest
 
@@ -52,7 +53,13 @@ class Objective(AlgorithmParams):
         if not config.rewards:
             keys |= {"answers": "without `rewards` the data are pairs", "pairs.threshold": GIVEN_PAIRS}
             keys["pairs.per_prompt"] = GIVEN_PAIRS
+        keys |= dict.fromkeys(
+            (f"composition.{key}" for key in EVALUATION), "training scores are standardised as a whole"
+        )
         return keys
+
+    def faults(self, config: Any) -> list[tuple[str, str]]:
+        return list(composition_faults(config.composition, config.rewards)) if config.rewards else []
 
     def attach(self, hf: Any, trainer: Any) -> None:
         import_attribute(f"{PARTS}:attach")(hf, trainer)
@@ -84,11 +91,11 @@ class BradleyTerry(Objective):
         }
 
     def faults(self, config: Any) -> list[tuple[str, str]]:
+        found = super().faults(config)
         if self.margin and not config.rewards:
-            return [
-                ("objective.margin", "is the difference of scores, and there are no `rewards` that score; remove it")
-            ]
-        return []
+            why = "is the difference of scores, and there are no `rewards` that score; remove it"
+            found.append(("objective.margin", why))
+        return found
 
 
 @section
@@ -116,7 +123,7 @@ class Distillation(Objective):
     def faults(self, config: Any) -> list[tuple[str, str]]:
         if not config.rewards:
             return [("rewards", "is empty, and distillation learns the scores of reward functions; name at least one")]
-        return []
+        return super().faults(config)
 
 
 OBJECTIVES: dict[str, type[Objective]] = {c.key: c for c in (BradleyTerry, Distillation)}

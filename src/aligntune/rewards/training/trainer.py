@@ -70,7 +70,9 @@ class RewardModelTrainer(Trainer):
         if self._rewards is None and self.config.rewards:
             from aligntune.rewards import build_rewards
 
-            self._rewards = build_rewards(self.config.rewards)
+            self._rewards = build_rewards(
+                self.config.rewards, composition=self.config.composition, judge=self.config.judge
+            )
             self._rewards.place(self.config.model.device)
         return self._rewards
 

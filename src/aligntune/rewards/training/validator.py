@@ -108,6 +108,9 @@ class RewardModelValidator:
         notes = [note for note in data.notes if "not compared" in note]
         if lost := len(data.keys) - len(kept.keys):
             notes.append(f"{lost} of {len(data.keys)} prompts were trained on, and are left out.")
+        if not kept.keys:
+            where = data.source or "the given data"
+            raise ValidationError(f"every prompt of {where} was trained on", hint="give prompts that were held out")
         if not seen:
             notes.append("the model does not say what it was trained on, so these prompts may be among it.")
         pairs, people = _pairs(kept, self.seed)
