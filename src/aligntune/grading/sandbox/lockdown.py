@@ -179,9 +179,22 @@ def seccomp(allow: Sequence[str] = ()) -> None:
     Raises:
         OSError: the machine is neither x86_64 nor aarch64, or the kernel has no seccomp.
     """
-    if platform.machine() not in ARCH:
-        raise OSError(38, f"no system call table for {platform.machine()}")
-    column, arch = ARCH[platform.machine()]
+    program = build(platform.machine(), allow)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    code = ctypes.create_string_buffer(program)
+    head = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(head))
+
+
+def build(machine: str, allow: Sequence[str] = ()) -> bytes:
+    """The filter of a machine, as classic BPF instructions of 8 bytes.
+
+    Raises:
+        OSError: there is no table for the machine.
+    """
+    if machine not in ARCH:
+        raise OSError(38, f"no system call table for {machine}")
+    column, arch = ARCH[machine]
     program = _Program()
     program.load(4)
     program.unless(arch, KILL)
@@ -197,10 +210,7 @@ def seccomp(allow: Sequence[str] = ()) -> None:
     program.argument_in(FCNTL[column], 1, FCNTL_DENIED, EPERM)
     program.argument_in(IOCTL[column], 1, IOCTL_DENIED, EPERM)
     program.returns(ALLOW)
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-    code = ctypes.create_string_buffer(program.code)
-    head = struct.pack("HxxxxxxQ", len(program.code) // 8, ctypes.addressof(code))
-    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(head))
+    return program.code
 
 
 class _Program:
