@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aligntune.eval.likelihood import completion_nll, preference_logprobs, sequence_logprobs
     from aligntune.eval.metrics import (
         AccuracyMetric,
+        BertScoreMetric,
         BleuMetric,
         CalibrationMetric,
         ChrfMetric,
@@ -69,6 +70,7 @@ _MODULES = {
     "likelihood": ("completion_nll", "preference_logprobs", "sequence_logprobs"),
     "metrics": (
         "AccuracyMetric",
+        "BertScoreMetric",
         "BleuMetric",
         "CalibrationMetric",
         "ChrfMetric",
@@ -111,6 +113,7 @@ _NAMES |= {"SafeCodeExecutor": _SANDBOX, "TimeoutException": _SANDBOX}
 __all__ = [
     "AccuracyMetric",
     "BaseEvaluator",
+    "BertScoreMetric",
     "BleuMetric",
     "CalibrationMetric",
     "ChrfMetric",

@@ -18,8 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, MinLen
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from annotated_types import Ge, Lt, MinLen
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from aligntune.core.config.base import section
 from aligntune.core.config.composing import EVALUATION, CompositionConfig, composition_faults, inert_composition
@@ -32,6 +32,34 @@ from aligntune.eval.registry import EvalRegistry
 KEYS = "docs/evaluation.md lists the keys"
 
 
+METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "sentence_bleu", "chrf", "chrf++", "bertscore")
+"""Names of `metrics`."""
+
+
+@section
+class FewShot:
+    """Solved examples before each question."""
+
+    n: PositiveInt
+    """How many."""
+    dataset: Dataset
+    """Rows with prompt and completion, of another split than the task's."""
+    draw: Literal["fixed", "sampled"] = "fixed"
+    """fixed: the first n for every question (lm-eval: `first_n`). sampled: drawn for each question."""
+
+
+@section
+class BertScore:
+    """An encoder, and which of its layers compares texts."""
+
+    path: str
+    """Folder or hub id."""
+    layer: NonNegativeInt
+    """Whose vectors are compared; 0 is the embedding layer (Zhang et al. 2020 choose one for each model)."""
+    baseline: Annotated[float, Ge(-1), Lt(1)] | None = None
+    """F1 of unrelated texts, by which the score is rescaled; None leaves it as it is."""
+
+
 @section
 class EvalSettings:
     """How a task is measured."""
@@ -42,13 +70,33 @@ class EvalSettings:
     likelihood_of: Literal["text", "completion", "assistant"] = "text"
     """perplexity. Which tokens count: all of a text, the completion of a prompt, or the assistant's turns."""
     max_new_tokens: PositiveInt = 256
-    """exact_match, reward. Most new tokens per answer (as `evaluation.max_new_tokens` of a run)."""
+    """Generated answers. Most new tokens per answer (as `evaluation.max_new_tokens` of a run)."""
     temperature: NonNegativeFloat = 0.0
-    """exact_match, reward. 0 decodes greedily, which makes evaluation repeatable."""
+    """Generated answers. 0 decodes greedily, which makes evaluation repeatable."""
     top_p: OpenFraction = 1.0
-    """exact_match, reward. Nucleus sampling; 1.0 is off (TRL)."""
+    """Generated answers. Nucleus sampling; 1.0 is off (TRL)."""
     num_samples: PositiveInt = 1
-    """exact_match, reward. Answers per prompt, averaged; above 1 needs a temperature."""
+    """Generated answers. Answers per prompt, averaged; above 1 needs a temperature."""
+    stop: list[Annotated[str, MinLen(1)]] = Field(default_factory=list)
+    """Generated answers. An answer ends before the first of these strings (the end of sequence ends it anyway)."""
+    chat_template: bool | None = None
+    """Whether the chat template writes the prompts; None: if the model has one. The result says which it was."""
+    metrics: list[Literal[METRICS]] = Field(default_factory=lambda: ["rougeL", "bleu", "chrf"])  # type: ignore[valid-type]
+    """generation. Which overlaps with the reference; the first is the headline."""
+    bertscore: BertScore | None = None
+    """generation. The encoder of the metric `bertscore`."""
+    choices: str | list[str] = "choices"
+    """multiple_choice. Column with the options (a list, or label to text), or one column for each option."""
+    answer_with: Literal["text", "label"] = "text"
+    """multiple_choice. What is scored behind the question: an option's text (ARC, HellaSwag) or its label (MMLU)."""
+    delimiter: str = " "
+    """multiple_choice. Between question and option, where no chat template writes the prompt (as in lm-eval)."""
+    pass_k: list[PositiveInt] = Field(default_factory=lambda: [1])
+    """code. The k of pass@k; at most num_samples (Chen et al. 2021)."""
+    timeout: PositiveFloat = 5.0
+    """code. Seconds for a program's tests (as the reward `code_execution`)."""
+    require: Literal["full", "strong", "weak"] = "strong"
+    """code. The least isolation of the sandbox that is accepted."""
     beta: PositiveFloat = 0.1
     """preference. Factor of the implicit reward (Rafailov et al. 2023; DPO's default)."""
     max_length: Annotated[int, Ge(2)] | None = None
@@ -64,7 +112,7 @@ class EvalTask(EvalSettings):
     name: str
     """Name in the results: letters, digits, `.`, `_`, `-`."""
     kind: str
-    """exact_match, perplexity, preference, reward, or a registered one."""
+    """One of docs/evaluation.md, or a registered one."""
     dataset: Dataset
     """The items."""
     max_samples: PositiveInt | None = None
@@ -74,7 +122,9 @@ class EvalTask(EvalSettings):
     composition: CompositionConfig = Field(default_factory=CompositionConfig)
     """reward. How the rewards become one total."""
     reference_model: str | None = None
-    """preference. Model that the implicit reward is measured against (the one before preference training)."""
+    """preference, policy. Model that implicit rewards and KL are measured against (the one before training)."""
+    few_shot: FewShot | None = None
+    """Solved examples before each question."""
 
 
 @section

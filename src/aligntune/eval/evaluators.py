@@ -16,6 +16,7 @@ from typing import Any
 from aligntune.core.config.base import to_plain
 from aligntune.eval.config import EvalSettings
 from aligntune.eval.metrics.corpus import CorpusMetric
+from aligntune.eval.prompts import Shots, templated
 from aligntune.eval.registry import EvalRegistry
 from aligntune.eval.result import TaskResult
 from aligntune.eval.tasks.base import EvalKind, Subject, item_ids
@@ -29,13 +30,21 @@ class BaseEvaluator:
         tokenizer: its tokenizer.
         seed: of sampling.
         rewards: a `CompositeReward`, for the kind `reward`.
-        reference: the model of implicit rewards, for the kind `preference`.
+        reference: the model of implicit rewards and KL, for the kinds `preference` and `policy`.
+        shots: solved rows to show before each question.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, seed: int = 42, rewards: Any = None, reference: Any = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        seed: int = 42,
+        rewards: Any = None,
+        reference: Any = None,
+        shots: Shots | None = None,
     ) -> None:
-        self.subject = Subject(model, tokenizer, seed, rewards, reference)
+        self.subject = Subject(model, tokenizer, seed, rewards, reference, shots)
 
     def run(
         self,
@@ -86,7 +95,7 @@ class BaseEvaluator:
     def _settings(self, measure: EvalKind, settings: EvalSettings) -> dict[str, Any]:
         """The settings that the kind reads, and what the tokenizer decides."""
         plain = {k: v for k, v in to_plain(settings).items() if k in measure.options}
-        return {**plain, "seed": self.subject.seed, "chat_template": bool(self.subject.tokenizer.chat_template)}
+        return {**plain, "seed": self.subject.seed, "chat_template": templated(settings, self.subject.tokenizer)}
 
     def evaluate(
         self, rows: Iterable[Mapping[str, Any]], kind: str = "perplexity", settings: EvalSettings | None = None

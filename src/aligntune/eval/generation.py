@@ -84,6 +84,7 @@ def generate_answers(
     repetition_penalty: float = 1.0,
     batch_size: int = 8,
     num_samples: int = 1,
+    stop: Sequence[str] = (),
     seed: int | None = None,
 ) -> list[list[Answer]]:
     """As `generate_texts`, with each answer's length and whether it ended by itself.
@@ -100,6 +101,7 @@ def generate_answers(
         repetition_penalty: on tokens seen before; 1.0 is off.
         batch_size: sequences per batch. Greedy answers do not depend on it; sampled ones do.
         num_samples: answers per prompt; above 1 needs a temperature.
+        stop: an answer ends before the first of these strings.
         seed: of the sampling. It is local to the call: the caller's random state is put back. None draws from the
             caller's generator, which then moves on.
 
@@ -119,10 +121,10 @@ def generate_answers(
         (i for i in range(len(encoded)) for _ in range(num_samples)), key=lambda i: (rooms[i], -len(encoded[i]))
     )
     answers: list[list[Answer]] = [[] for _ in prompts]
-    with evaluating(model), _seeded(model, seed):
+    with evaluating(model), seeded(model, seed):
         for batch in _batches(jobs, rooms, batch_size):
-            new = _generate(model, [encoded[i] for i in batch], settings, rooms[batch[0]])
-            for i, answer in zip(batch, _decode(tokenizer, new, settings.eos_token_id), strict=True):
+            new = _generate(model, [encoded[i] for i in batch], settings, rooms[batch[0]], (tokenizer, stop))
+            for i, answer in zip(batch, _decode(tokenizer, new, settings.eos_token_id, stop), strict=True):
                 answers[i].append(answer)
     return answers
 
@@ -301,8 +303,10 @@ def _batches(jobs: list[int], rooms: list[int], batch_size: int) -> Iterator[lis
         yield batch
 
 
-def _generate(model: Any, rows: list[list[int]], settings: Any, room: int) -> list[list[int]]:
-    """New token ids of each row; rows are padded on the left to the longest."""
+def _generate(
+    model: Any, rows: list[list[int]], settings: Any, room: int, stop: tuple[Any, Sequence[str]] = (None, ())
+) -> list[list[int]]:
+    """New token ids of each row; rows are padded on the left to the longest. `stop`: a tokenizer, and strings."""
     import torch
 
     width = max(map(len, rows))
@@ -311,7 +315,8 @@ def _generate(model: Any, rows: list[list[int]], settings: Any, room: int) -> li
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     settings.max_new_tokens = room
-    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    more = {"stopping_criteria": [_stopping(*stop, width)]} if stop[1] else {}
+    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **more)
     new: list[list[int]] = output[:, width:].tolist()
     return new
 
@@ -338,15 +343,48 @@ def _cut(rows: list[list[int]], eos: list[int] | None) -> list[tuple[list[int], 
     return cut
 
 
-def _decode(tokenizer: Any, rows: list[list[int]], eos: list[int] | None) -> list[Answer]:
-    """Cut each row behind its first end token and turn it into text."""
+def _decode(tokenizer: Any, rows: list[list[int]], eos: list[int] | None, stop: Sequence[str] = ()) -> list[Answer]:
+    """Cut each row behind its first end token, and before its first stop string, and turn it into text."""
     cut = _cut(rows, eos)
     texts = tokenizer.batch_decode([ids for ids, _ in cut], skip_special_tokens=True)
-    return [Answer(text, len(ids), finished) for text, (ids, finished) in zip(texts, cut, strict=True)]
+    answers = [Answer(text, len(ids), finished) for text, (ids, finished) in zip(texts, cut, strict=True)]
+    return [_stopped(tokenizer, a, ids, stop) for a, (ids, _) in zip(answers, cut, strict=True)] if stop else answers
+
+
+def _stopping(tokenizer: Any, stop: Sequence[str], width: int) -> Any:
+    """Transformers' criterion that a row's new text holds a stop string.
+
+    Its own `stop_strings` looks at the prompt too, so that a prompt's last letters and the answer's first ones can end
+    an answer before it began.
+    """
+    import torch
+    from transformers import StoppingCriteria
+
+    # A token gives at least one byte, but for special ones.
+    tail = max(len(mark.encode("utf-8")) for mark in stop) + 8
+
+    class Stopping(StoppingCriteria):  # type: ignore[misc]
+        def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+            new = input_ids[:, max(width, input_ids.shape[1] - tail) :]
+            texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+            return torch.tensor([any(mark in text for mark in stop) for text in texts], device=input_ids.device)
+
+    return Stopping()
+
+
+def _stopped(tokenizer: Any, answer: Answer, ids: list[int], stop: Sequence[str]) -> Answer:
+    """The answer up to its first stop string; the tokens that wrote that string still count."""
+    found = [at for mark in stop if (at := answer.text.find(mark)) >= 0]
+    if not found:
+        return answer
+    tokens = next(
+        n for n in range(1, len(ids) + 1) if any(m in tokenizer.decode(ids[:n], skip_special_tokens=True) for m in stop)
+    )
+    return Answer(answer.text[: min(found)], tokens, True)
 
 
 @contextmanager
-def _seeded(model: Any, seed: int | None) -> Iterator[None]:
+def seeded(model: Any, seed: int | None) -> Iterator[None]:
     """Sampling under `seed`; the caller's random state of the CPU and the model's device comes back afterwards."""
     if seed is None:
         yield

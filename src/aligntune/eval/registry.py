@@ -1,4 +1,4 @@
-"""The kinds of evaluation, found by name: exact_match, perplexity, reward, preference, and those that a user adds.
+"""The kinds of evaluation, found by name: those of `aligntune.eval.tasks`, and those that a user adds.
 
     @EvalRegistry.register("shouting")
     class Shouting(EvalKind):
@@ -21,8 +21,13 @@ K = TypeVar("K", bound="type[EvalKind]")
 
 _KINDS: Registry[Any] = Registry("evaluation kind")
 for _name, _class in (
+    ("code", "Code"),
     ("exact_match", "ExactMatch"),
+    ("generation", "Generation"),
+    ("instructions", "Instructions"),
+    ("multiple_choice", "MultipleChoice"),
     ("perplexity", "Perplexity"),
+    ("policy", "Policy"),
     ("preference", "Preference"),
     ("reward", "Reward"),
 ):

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from aligntune.algorithms.base import Schema
 from aligntune.core.config.sections import ModelConfig
 from aligntune.errors import ConfigurationError
 from aligntune.eval.config import EvalConfig, EvalTask, check_eval_config
@@ -37,6 +38,7 @@ class _Job:
     prepared: Any
     rows: list[dict[str, Any]]
     rewards: Any
+    shots: Any
 
 
 class _state:
@@ -117,7 +119,17 @@ class EvalRunner:
             rewards = build_rewards(task.rewards, composition=task.composition, judge=self.config.judge)
         rows = [dict(row) for row in prepared.dataset]
         kind.check(rows, rewards)
-        return _Job(task, kind, prepared, rows, rewards)
+        return _Job(task, kind, prepared, rows, rewards, self._shots(task))
+
+    def _shots(self, task: EvalTask) -> Any:
+        if task.few_shot is None:
+            return None
+        from aligntune.data import prepare_dataset
+        from aligntune.eval.prompts import Shots
+
+        prepared = prepare_dataset(task.few_shot.dataset, Schema.PROMPT_COMPLETION, seed=self.config.seed)
+        rows = [dict(row) for row in prepared.dataset]
+        return Shots(rows, task.few_shot.n, sampled=task.few_shot.draw == "sampled", seed=self.config.seed)
 
     def _load(self) -> tuple[str, list[str]]:
         """Make sure that there is a model; its name and the notes of loading it."""
@@ -153,6 +165,7 @@ class EvalRunner:
             seed=self.config.seed,
             rewards=job.rewards,
             reference=self._reference(task),
+            shots=job.shots,
         )
         result = evaluator.run(task.kind, job.rows, task, name=task.name)
         settings = {

@@ -8,7 +8,7 @@ from aligntune.eval.metrics.calibration import CalibrationMetric, reliability_cu
 from aligntune.eval.metrics.corpus import CorpusMetric
 from aligntune.eval.metrics.entities import EntityF1Metric
 from aligntune.eval.metrics.likelihood import NLLMetric, PerplexityMetric, TokenMeanMetric
-from aligntune.eval.metrics.overlap import BleuMetric, ChrfMetric, RougeMetric, SentenceBleuMetric
+from aligntune.eval.metrics.overlap import BertScoreMetric, BleuMetric, ChrfMetric, RougeMetric, SentenceBleuMetric
 from aligntune.eval.metrics.pass_at_k import PassAtKMetric, pass_at_k
 from aligntune.eval.metrics.policy import (
     ImplicitRewardMetric,
@@ -22,6 +22,7 @@ from aligntune.eval.metrics.win_rate import WinRateMetric
 
 __all__ = [
     "AccuracyMetric",
+    "BertScoreMetric",
     "BleuMetric",
     "CalibrationMetric",
     "ChrfMetric",

@@ -169,3 +169,39 @@ class ChrfMetric(_SacreMetric):
         except ImportError as e:
             raise needed("sacrebleu", "chrf") from e
         self._metric = CHRF(word_order=word_order)
+
+
+class BertScoreMetric(Metric):
+    """Mean BERTScore F1 by a local encoder, rescaled where a baseline is given; the reward `bertscore` defines it.
+
+    Args:
+        path: folder or hub id of the encoder.
+        layer: whose vectors are compared; 0 is the embedding layer.
+        baseline: F1 of unrelated texts of this model and layer, or None.
+        batch_size: texts per forward pass.
+        name: None is `bertscore[<model>:<layer>]`, because the number means nothing without them.
+    """
+
+    requires = FIELDS
+    why_missing = "the reference is missing"
+
+    def __init__(
+        self, path: str, layer: int, *, baseline: float | None = None, batch_size: int = 16, name: str | None = None
+    ) -> None:
+        from aligntune.rewards.registry import get_reward_function
+
+        self._reward = get_reward_function(
+            "bertscore", path=path, layer=layer, baseline=baseline, batch_size=batch_size
+        )
+        super().__init__(name or self._reward.label)
+
+    def score(self, item: Item) -> float | None:
+        """In [0, 1]."""
+        return self.scores([item])[0]
+
+    def scores(self, items: Sequence[Item]) -> list[float | None]:
+        """All items through the encoder together; an item without a reference has no score."""
+        pairs = [texts(item) for item in items]
+        known = [pair for pair in pairs if pair is not None]
+        found = iter(self._reward.batch([p for p, _ in known], {"reference": [r for _, r in known]}))
+        return [None if pair is None else next(found) for pair in pairs]

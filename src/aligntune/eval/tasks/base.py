@@ -28,6 +28,7 @@ from aligntune.algorithms.base import Schema
 from aligntune.errors import ValidationError
 from aligntune.eval.generation import generate_answers
 from aligntune.eval.metrics.base import Metric
+from aligntune.eval.prompts import Shots, ask
 
 if TYPE_CHECKING:
     from aligntune.eval.config import EvalSettings, EvalTask
@@ -44,7 +45,8 @@ class Subject:
         tokenizer: its tokenizer.
         seed: of sampling.
         rewards: a `CompositeReward`, for kinds that score answers.
-        reference: the model that implicit rewards are measured against; it shares the tokenizer.
+        reference: the model that implicit rewards and KL are measured against; it shares the tokenizer.
+        shots: solved rows to show before each question.
     """
 
     model: Any
@@ -52,6 +54,11 @@ class Subject:
     seed: int = 42
     rewards: Any = None
     reference: Any = None
+    shots: Shots | None = None
+
+    def examples(self, item_id: str) -> list[Mapping[str, Any]]:
+        """The examples that are shown before this question."""
+        return [] if self.shots is None else self.shots.of(item_id)
 
 
 class EvalKind(ABC):
@@ -94,7 +101,10 @@ class EvalKind(ABC):
         """The metrics; the first is the task's headline."""
 
 
-GENERATION = frozenset({"max_new_tokens", "temperature", "top_p", "num_samples"})
+ASKING = frozenset({"chat_template", "few_shot"})
+"""Fields that every kind which asks the model a question reads."""
+
+GENERATION = ASKING | {"max_new_tokens", "temperature", "top_p", "num_samples", "stop"}
 """Fields that every kind with generated answers reads."""
 
 
@@ -109,17 +119,32 @@ def generation_faults(task: EvalTask) -> list[tuple[str, str]]:
     return []
 
 
+def need_reference(rows: Sequence[Row], kind: str) -> None:
+    """Refuse rows of which none has a reference.
+
+    Raises:
+        ValidationError: names the columns that there are.
+    """
+    if not any(row.get("reference") is not None for row in rows):
+        columns = sorted({name for row in rows for name in row})
+        raise ValidationError(
+            f"{kind} needs a reference answer; the columns are {', '.join(columns)}",
+            hint="map it, as column_mapping: {reference: your_column}",
+        )
+
+
 def answers(rows: Sequence[Row], ids: Sequence[str], settings: EvalSettings, subject: Subject) -> list[dict[str, Any]]:
     """One item per generated answer: id, sample, prompt, output, tokens, finished, and the row's reference."""
     generated = generate_answers(
         subject.model,
         subject.tokenizer,
-        [row["prompt"] for row in rows],
+        ask(rows, ids, settings, subject),
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
         batch_size=settings.batch_size,
         num_samples=settings.num_samples,
+        stop=settings.stop,
         seed=subject.seed,
     )
     return [

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
-from aligntune.errors import ValidationError
 from aligntune.eval.metrics.accuracy import AccuracyMetric, MathAccuracyMetric
 from aligntune.eval.metrics.base import MeanMetric, Metric
-from aligntune.eval.tasks.base import GENERATION, EvalKind, Row, Subject, answers, generation_faults
+from aligntune.eval.tasks.base import GENERATION, EvalKind, Row, Subject, answers, generation_faults, need_reference
 
 if TYPE_CHECKING:
     from aligntune.eval.config import EvalSettings, EvalTask
@@ -34,12 +33,7 @@ class ExactMatch(EvalKind):
     def check(self, rows: Sequence[Row], rewards: Any = None) -> None:
         """Some row must have a reference."""
         super().check(rows, rewards)
-        if not any(row.get("reference") is not None for row in rows):
-            columns = sorted({name for row in rows for name in row})
-            raise ValidationError(
-                f"exact_match needs a reference answer; the columns are {', '.join(columns)}",
-                hint="map it, as column_mapping: {reference: your_column}",
-            )
+        need_reference(rows, "exact_match")
 
     def items(
         self, rows: Sequence[Row], ids: Sequence[str], settings: EvalSettings, subject: Subject
