@@ -220,7 +220,6 @@ class OpenAIJudge(Judge):
                         return _Again(Failure("timeout", f"no whole answer after {limit:g} s"))
                     if len(body) > MAX_BYTES:
                         return Failure("bad_response", f"its answer has more than {MAX_BYTES} bytes")
-            return self._read(reply.status_code, reply.headers.get("Retry-After"), body, key)
         except httpx.TimeoutException:
             return _Again(Failure("timeout", f"no answer after {limit:g} s"))
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, RuntimeError, OSError) as e:
@@ -232,6 +231,7 @@ class OpenAIJudge(Judge):
             with call.lock:
                 call.under_way.pop(me, None)
             client.close()
+        return self._read(reply.status_code, reply.headers.get("Retry-After"), body, key)
 
     def _context(self) -> Any:
         """One TLS context for all connections: making one takes longer than a local request."""
