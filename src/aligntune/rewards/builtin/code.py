@@ -5,8 +5,8 @@ r"""Rewards that run the program of a text: `code_execution`, `code_correctness`
     get_reward_function("code_execution").compute(answer, test_list=tests)         # 1.0
 
 The program is the text's last fenced block, or the whole text. It runs in the sandbox (`aligntune.grading.sandbox`),
-away from the tests and from this process; what it prints or returns decides nothing but its tests. A row without tests
-scores None and is counted (`no_tests`); verdicts are counted by name.
+away from the tests and from this process; what it prints or returns decides nothing but its tests. The programs of a
+batch run side by side. A row without tests scores None and is counted (`no_tests`); verdicts are counted by name.
 
 Source: MBPP (Austin et al. 2021, arXiv:2108.07732), HumanEval (Chen et al. 2021, arXiv:2107.03374). Python;
 `stdio_tests` runs other languages too where their interpreter is installed.
@@ -14,6 +14,8 @@ Source: MBPP (Austin et al. 2021, arXiv:2108.07732), HumanEval (Chen et al. 2021
 
 from __future__ import annotations
 
+import asyncio
+import os
 from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -25,9 +27,11 @@ from aligntune.rewards.base import count, reward
 Require = Literal["strong", "full", "weak"]
 TIMEOUT = 5.0
 """Seconds: the order of the published harnesses (3 for HumanEval, 10 for MBPP)."""
+AT_ONCE = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+"""Programs of a batch under way at the same time: one for each processor, so that none loses its time to the others."""
 
 
-def _run(
+async def _run(
     text: str,
     tests: Tests,
     timeout: float,
@@ -42,14 +46,16 @@ def _run(
         count("no_tests")
         return None
     source = program(text, prompt, tests.entry_point, language)
-    result = judge(source, tests, timeout=timeout, require=require, language=language, interpreter=interpreter)
+    result = await asyncio.to_thread(
+        judge, source, tests, timeout=timeout, require=require, language=language, interpreter=interpreter
+    )
     if result.verdict != "passed":
         count(result.verdict)
     return result.passed / result.total, result.verdict
 
 
-@reward("code_execution", kind="verifiable")
-def code_execution(
+@reward("code_execution", kind="verifiable", concurrency=AT_ONCE)
+async def code_execution(
     text: str,
     test_list: Any = None,
     test: Any = None,
@@ -76,12 +82,12 @@ def code_execution(
     ... )
     0.5
     """
-    run = _run(text, read_tests(test_list, test, entry_point, test_setup_code), timeout, require, prompt)
+    run = await _run(text, read_tests(test_list, test, entry_point, test_setup_code), timeout, require, prompt)
     return None if run is None else run[0]
 
 
-@reward("code_correctness", kind="verifiable")
-def code_correctness(
+@reward("code_correctness", kind="verifiable", concurrency=AT_ONCE)
+async def code_correctness(
     text: str,
     test_list: Any = None,
     test: Any = None,
@@ -99,12 +105,12 @@ def code_correctness(
     ... )
     0.0
     """
-    run = _run(text, read_tests(test_list, test, entry_point, test_setup_code), timeout, require, prompt)
+    run = await _run(text, read_tests(test_list, test, entry_point, test_setup_code), timeout, require, prompt)
     return None if run is None else float(run[1] == "passed")
 
 
-@reward("stdio_tests", kind="verifiable")
-def stdio_tests(
+@reward("stdio_tests", kind="verifiable", concurrency=AT_ONCE)
+async def stdio_tests(
     text: str,
     cases: Any,
     *,
@@ -128,7 +134,7 @@ def stdio_tests(
     0.5
     """
     tests = read_tests(cases=cases)
-    run = _run(text, tests, timeout, require, language=language, interpreter=interpreter)
+    run = await _run(text, tests, timeout, require, language=language, interpreter=interpreter)
     if run is None:
         return None
     return run[0] if partial else float(run[1] == "passed")
@@ -148,8 +154,8 @@ def code_syntax(text: str, *, require: Require = "strong") -> float:
     return float(bool(source.strip()) and sandbox(require).parses(source).verdict == "passed")
 
 
-@reward("mbpp_reward", kind="verifiable", range=(-0.5, 1.0))
-def mbpp_reward(
+@reward("mbpp_reward", kind="verifiable", range=(-0.5, 1.0), concurrency=AT_ONCE)
+async def mbpp_reward(
     text: str,
     test_list: Any = None,
     test_setup_code: Any = None,
@@ -182,7 +188,7 @@ def mbpp_reward(
     ... )
     -0.1
     """
-    run = _run(text, read_tests(test_list, test_setup_code=test_setup_code), timeout, require)
+    run = await _run(text, read_tests(test_list, test_setup_code=test_setup_code), timeout, require)
     if run is None:
         return None
     share, verdict = run
