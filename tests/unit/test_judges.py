@@ -611,7 +611,7 @@ def test_every_shipped_rubric_is_whole() -> None:
         if rubric.form == "score":
             assert sorted(rubric.scale) == [1, 2, 3, 4, 5]
             assert len(set(rubric.scale.values())) == 5
-        asked = rubric.question({"prompt": "p", "answer": "a", **{c: "c" for c in (*rubric.needs, *rubric.may)}})
+        asked = rubric.question({"prompt": "p", "answer": "a", **dict.fromkeys((*rubric.needs, *rubric.may), "c")})
         assert len(asked) == 2
 
 

@@ -85,8 +85,20 @@ def _complete_resume(args: list[str]) -> list[str]:
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--dry-run", is_flag=True, help="Check and print what would be trained; write nothing.")
 @click.option("--resume", metavar="[latest|PATH]", help="Go on from the newest checkpoint, or from this one.")
+@click.option("--no-check", is_flag=True, help="Leave out the quick checks before training (see `aligntune check`).")
+@click.option("--smoke", is_flag=True, help="Only a few steps on the longest rows, in a folder that is removed.")
+@click.option("--keep", is_flag=True, help="Keep the folder of --smoke.")
 @shared
-def command(settings: Settings, arguments: tuple[str, ...], dry_run: bool, resume: str | None, **flags: Any) -> Output:
+def command(
+    settings: Settings,
+    arguments: tuple[str, ...],
+    dry_run: bool,
+    resume: str | None,
+    no_check: bool,
+    smoke: bool,
+    keep: bool,
+    **flags: Any,
+) -> Output:
     """Train from FILE, changed by flags and KEY=VALUE, or from flags alone.
 
     KEY is the dotted path of a setting: train.learning_rate=1e-5, model.peft.r=32, rewards.0.weight=0.5. `aligntune
@@ -95,11 +107,18 @@ def command(settings: Settings, arguments: tuple[str, ...], dry_run: bool, resum
     file, overrides = split_arguments(arguments)
     given = {FLAGS[k]: list(v) if k == "reward" else v for k, v in flags.items() if v not in (None, ())}
     config = build(file, overrides, given)
+    if dry_run or smoke:
+        alone = "--dry-run" if dry_run else "--smoke"
+        for name, given_too in (("--resume", resume), ("--no-check", no_check), ("--smoke", dry_run and smoke)):
+            if given_too:
+                raise ConfigurationError(f"{name} has no effect with {alone}", hint="leave one of the two out")
+    if keep and not smoke:
+        raise ConfigurationError("--keep is for --smoke", hint="add --smoke, or remove --keep")
     if dry_run:
-        if resume:
-            raise ConfigurationError("--resume has no effect with --dry-run", hint="leave one of the two out")
         return _describe(config)
-    return _train(config, resume)
+    if smoke:
+        return _smoke(config, keep)
+    return _train(config, resume, check=not no_check)
 
 
 def build(file: str | None, overrides: list[str], keywords: dict[str, Any]) -> RLConfig | SFTConfig:
@@ -160,7 +179,7 @@ def _describe(config: RLConfig | SFTConfig) -> Output:
         from aligntune.rewards import build_rewards
 
         given: Any = config
-        build_rewards(given.rewards, composition=given.composition, judge=given.judge)
+        build_rewards(given.rewards, composition=given.composition, judge=given.judge).check_judge(given.judge)
     described = describe(config)
     lines = [f"#   {line}" for key in SHOWN for line in _lines(key, described[key])]
     text = dump_config(config) + "\n# nothing was written; what would be trained:\n" + "\n".join(lines)
@@ -173,11 +192,24 @@ def _lines(key: str, value: Any) -> list[str]:
     return [f"{key}: {value}"]
 
 
-def _train(config: RLConfig | SFTConfig, resume: str | None) -> Output:
+def _smoke(config: RLConfig | SFTConfig, keep: bool) -> Output:
+    from aligntune.cli.check import as_text
+    from aligntune.preflight import Report, smoke
+
+    found, folder = smoke(config, keep=keep)
+    report = Report(found)
+    text = as_text(report) + (f"\nkept in {folder}" if folder else "")
+    return Output({**report.to_dict(), "smoke_folder": folder}, text, exit_code=report.exit_code())
+
+
+def _train(config: RLConfig | SFTConfig, resume: str | None, *, check: bool) -> Output:
     from aligntune.core.backend_factory import create_trainer
+    from aligntune.preflight import quick
 
     trainer = create_trainer(config)
     try:
+        if check:
+            quick(trainer, resuming=resume is not None)
         result = trainer.train(resume=resume)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(trainer.resume_hint) from stop

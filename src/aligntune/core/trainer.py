@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aligntune.algorithms.base import Schema
 from aligntune.core.arguments import trainer_arguments
 from aligntune.core.backend import Backend, get_backend
 from aligntune.core.callbacks import Progress, StopRequest, make_callback, numbers, quiet
@@ -128,6 +127,7 @@ class Trainer:
 
             config: Any = self.config
             made = build_rewards(config.rewards, composition=config.composition, judge=config.judge)
+            made.check_judge(config.judge)
             made.place(self.config.model.device)
             self._rewards = self.config.algorithm.rewards(made)
         return self._rewards
@@ -170,6 +170,7 @@ class Trainer:
             return
         rows = self._train_rows().dataset
         self.rewards.check_columns(rows.column_names)
+        self.rewards.prepare()
         first = rows.select(range(min(2, len(rows))))
         self.rewards.score_batch([""] * len(first), {name: list(first[name]) for name in first.column_names})
 

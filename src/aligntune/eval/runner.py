@@ -7,7 +7,8 @@
 Data, rewards and columns are checked before the model is loaded, and nothing is written before the first task runs.
 The folder then holds `config.resolved.yaml`, `manifest.json` (the state), `results.json` and `items/<task>.jsonl`.
 
-A run that was killed begins again; it evaluates with Transformers only.
+`run(resume=True)` goes on with an evaluation that was killed, from its journals (`aligntune.eval.journal`). It evaluates
+with Transformers only.
 """
 
 from __future__ import annotations
@@ -15,20 +16,26 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aligntune.algorithms.base import Schema
+from aligntune.core.config.io import effective
 from aligntune.core.config.sections import ModelConfig
 from aligntune.errors import ConfigurationError
 from aligntune.eval.config import EvalConfig, EvalTask, check_eval_config
 from aligntune.eval.evaluators import BaseEvaluator
+from aligntune.eval.journal import Journal
 from aligntune.eval.registry import EvalRegistry
-from aligntune.eval.result import EvalResult, TaskResult, write_items
+from aligntune.eval.result import ITEMS, EvalResult, TaskResult
 from aligntune.eval.tasks.base import EvalKind
 from aligntune.utils.logging import get_logger, quiet_libraries
 from aligntune.utils.run_folder import RunFolder
 
 log = get_logger(__name__)
+
+JOURNAL = ".journal"
+"""Suffix of a task's journal beside its items."""
 
 
 @dataclass
@@ -79,27 +86,36 @@ class EvalRunner:
         self.tokenizer = tokenizer
         self._references: dict[str, Any] = {}
 
-    def run(self) -> EvalResult:
+    def run(self, *, resume: bool = False) -> EvalResult:
         """Evaluate every task.
 
+        Args:
+            resume: go on in an `output_dir` that holds an unfinished evaluation of the same model, data and settings.
+
         Raises:
-            ConfigurationError: a setting is wrong, or `output_dir` holds a finished run.
+            ConfigurationError: a setting is wrong, or `output_dir` holds a finished run or an unfinished one of
+                something else.
             ValidationError: data cannot be used.
             RewardError: a reward raised.
         """
         start = time.monotonic()
         if self.config.output_dir is not None:
-            RunFolder.check(self.config.output_dir)
+            _check_journals(RunFolder.check(self.config.output_dir, resume=resume), resume)
         jobs = [self._prepare(task) for task in self.config.tasks]
+        self._check_judge([job.rewards for job in jobs if job.rewards is not None])
         name, notes = self._load()
-        folder = RunFolder.claim(self.config.output_dir) if self.config.output_dir is not None else None
+        folder = RunFolder.claim(self.config.output_dir, resume=resume) if self.config.output_dir is not None else None
         if folder is not None:
             folder.write_config(self.config)
         with _state(folder):
-            results = {job.task.name: self._evaluate(job, folder) for job in jobs}
+            journals = {job.task.name: self._journal(job, folder, resume) for job in jobs}
+            results = {job.task.name: self._evaluate(job, journals[job.task.name]) for job in jobs}
             result = EvalResult(name, results, self.config.seed, time.monotonic() - start, notes)
             if folder is not None:
                 result.save(folder.path)
+                for journal in journals.values():
+                    if journal is not None:
+                        journal.remove()
                 values = {task.name: task.values() for task in result.tasks.values()}
                 folder.mark_finished({"model": name, "tasks": values})
         return result
@@ -120,6 +136,16 @@ class EvalRunner:
         rows = [dict(row) for row in prepared.dataset]
         kind.check(rows, rewards)
         return _Job(task, kind, prepared, rows, rewards, self._shots(task))
+
+    def _check_judge(self, rewards: list[Any]) -> None:
+        """Refuse a judge that nothing asks; make sure that one that is asked answers."""
+        for composite in rewards:
+            composite.prepare()
+        if self.config.judge is not None and not any(composite.asks_judge for composite in rewards):
+            raise ConfigurationError(
+                "judge: has no effect, because no task asks a judge",
+                hint="give a reward params: {backend: judge}, or remove the section judge",
+            )
 
     def _shots(self, task: EvalTask) -> Any:
         if task.few_shot is None:
@@ -156,7 +182,7 @@ class EvalRunner:
             self._references[path] = self._loader(config).model
         return self._references[path]
 
-    def _evaluate(self, job: _Job, folder: RunFolder | None) -> TaskResult:
+    def _evaluate(self, job: _Job, journal: Journal | None) -> TaskResult:
         task = job.task
         log.info("evaluating %s (%s, %d rows)", task.name, task.kind, len(job.rows))
         evaluator = BaseEvaluator(
@@ -167,7 +193,7 @@ class EvalRunner:
             reference=self._reference(task),
             shots=job.shots,
         )
-        result = evaluator.run(task.kind, job.rows, task, name=task.name)
+        result = evaluator.run(task.kind, job.rows, task, name=task.name, journal=journal)
         settings = {
             **result.settings,
             "source": job.prepared.source,
@@ -178,6 +204,34 @@ class EvalRunner:
         result = dataclasses.replace(result, settings=settings, notes=[*job.prepared.notes, *result.notes])
         for metric in result.metrics.values():
             log.info("%s %s", task.name, metric)
-        if folder is not None:
-            write_items(folder.path, result)
         return result
+
+    def _journal(self, job: _Job, folder: RunFolder | None, resume: bool) -> Journal | None:
+        if folder is None:
+            return None
+        subject = {
+            "model": self.config.model.name_or_path,
+            "revision": self.config.model.revision,
+            "weights": _weights(self.config.model.name_or_path),
+            "data": job.prepared.content_hash,
+            "seed": self.config.seed,
+            **{key: value for key, value in effective(job.task).items() if key not in ("name", "dataset")},
+        }
+        return Journal.open(folder.path / ITEMS / f"{job.task.name}{JOURNAL}", subject, resume=resume)
+
+
+def _weights(path: str) -> list[list[Any]]:
+    """Name, size and time of change of a local model's weights; nothing for a hub id."""
+    folder = Path(path).expanduser()
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def _check_journals(folder: Path, resume: bool) -> None:
+    """Refuse to begin again over an unfinished evaluation."""
+    if not resume and any((folder / ITEMS).glob(f"*{JOURNAL}")):
+        raise ConfigurationError(
+            f"output_dir {folder} holds an evaluation that did not finish",
+            hint="go on with it (--resume), or set output_dir to a new folder",
+            context={"path": str(folder)},
+        )

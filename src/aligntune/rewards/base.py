@@ -139,6 +139,14 @@ class RewardFunction:
         """Told where the run computes ("auto", "cpu", "cuda", "mps"), before the first score; for rewards that hold a
         model."""
 
+    def prepare(self) -> None:
+        """Called before a run begins: an error here ends it before anything is written. For rewards that need something
+        outside this process, such as a judge's endpoint."""
+
+    def gauges(self) -> Mapping[str, float]:
+        """Running numbers for the logs, by name, as what a judge has cost so far."""
+        return {}
+
     def compute(self, text: str, **kwargs: Any) -> float | None:
         """Score one text.
 

@@ -186,6 +186,32 @@ class CompositeReward:
         for c in self.components:
             c.reward.place(device)
 
+    def prepare(self) -> None:
+        """Let every reward make sure that it can score.
+
+        Raises:
+            EnvironmentError: a judge cannot be reached, or has no key.
+        """
+        for c in self.components:
+            c.reward.prepare()
+
+    @property
+    def asks_judge(self) -> bool:
+        """Whether a component, or a reward inside one, asks a judge."""
+        return any(_asks(c.reward) for c in self.components)
+
+    def check_judge(self, judge: Any) -> None:
+        """Refuse a run's judge that no reward asks.
+
+        Raises:
+            ConfigurationError: `judge` is set, and no component uses it.
+        """
+        if judge is not None and not self.asks_judge:
+            raise ConfigurationError(
+                "judge: has no effect, because no reward asks a judge",
+                hint="give a reward params: {backend: judge}, or remove the section judge",
+            )
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold; empty where nothing runs."""
         return self.normaliser.state()
@@ -357,3 +383,11 @@ def build_rewards(
         name = config.name or made.label
         components.append(Component(name, made, config.weight, config.threshold, config.normalization, config.on_error))
     return CompositeReward(components, none=none, composition=composition)
+
+
+def _asks(reward: RewardFunction) -> bool:
+    """Whether a reward, or one inside it, asks a judge."""
+    parts: Sequence[RewardFunction] = getattr(reward, "parts", ())
+    if parts:
+        return any(map(_asks, parts))
+    return getattr(reward, "judge", reward.params.get("judge")) is not None

@@ -50,7 +50,7 @@ class JudgeRubricReward(Judging):
                 hint="params: {rubric: <name or file.yaml>}, and the section judge of the run",
             )
         self._scorer = make_scorer("judge", params)
-        self.columns = self._scorer.columns
+        self.columns, self.may = self._scorer.columns, self._scorer.may
 
     @property
     def judge(self) -> Judge:

@@ -170,6 +170,8 @@ class KeyReward(Judging):
         self._scorer = self._make_scorer(params)
         if self._scorer is not None:
             self.columns |= self._scorer.columns - PROVIDED
+            self.may = self._scorer.may
+        self.may |= _READ.get(self.key.program or "", frozenset())
         if backend == "lexical" and self.key.lexical == "vader":
             self.range = (-1.0, 1.0)
         listed = params.get("disclaimer", [])
@@ -259,6 +261,13 @@ class KeyReward(Judging):
         return sum(held) / len(held) if held else None
 
 
+_READ = {
+    "gold": frozenset({"reference", "choices"}),
+    "domain": frozenset({"reference", "choices", "context"}),
+    "instructions": frozenset({"instruction_id_list", "kwargs"}),
+    "times": frozenset({"events"}),
+}
+"""Columns that a key's program reads where the data have them."""
 _DECIDE: dict[str, Callable[[str, Mapping[str, Any]], float | None]] = {
     "gold": by_gold,
     "domain": by_gold,

@@ -129,6 +129,13 @@ class Wrapper(RewardFunction):
         for part in self.parts:
             part.place(device)
 
+    def prepare(self) -> None:
+        for part in self.parts:
+            part.prepare()
+
+    def gauges(self) -> Mapping[str, float]:
+        return {name: value for part in self.parts for name, value in part.gauges().items()}
+
     def compute(self, text: str, **kwargs: Any) -> float | None:
         """The score of one text, as of a batch of one."""
         return self.batch([text], {k: [v] for k, v in kwargs.items()})[0]
@@ -155,6 +162,9 @@ class RescaledReward(Wrapper):
 
     Example: `{reward: {type: sentiment, params: {backend: lexical}}}` maps [-1, 1] to [0, 1]; `to: [1, 0]` turns a
     reward round.
+
+    >>> get_reward_function("rescaled", reward="length", to=[1, 0]).compute("one two three four five")
+    0.5
 
     Args:
         reward: the inner reward.
@@ -226,6 +236,10 @@ class GatedReward(Wrapper):
     The score is None where the gate has none. An inner reward that compares the answers of a batch sees those that
     passed alone.
 
+    >>> gated = get_reward_function("gated", reward="answer_format", gate="math_correctness", below=-1)
+    >>> gated.batch(["#### 7", "#### 8"], {"reference": ["7", "7"]})
+    [1.0, -1.0]
+
     Args:
         reward: the inner reward.
         gate: the reward that decides.
@@ -283,6 +297,9 @@ class LengthControlledReward(Wrapper):
 
     The mean of each prompt's scores stays. A batch of fewer than `least_rows` scores, or with equal lengths, is left as
     it is and counted (`too_few`, `no_slope`); so the score of one text alone is the inner reward's.
+
+    >>> get_reward_function("length_controlled", reward="length").compute("one two three four five")
+    0.5
 
     Args:
         reward: the inner reward.
@@ -357,6 +374,9 @@ class LengthControlledReward(Wrapper):
 
 class MetricOnlyReward(Wrapper):
     """An inner reward that is scored, logged and stored, and never counts: its weight is 0 whatever is written.
+
+    >>> get_reward_function("metric_only", reward="length").compute("one two three four five")
+    0.5
 
     Args:
         reward: the inner reward; logs have its name.

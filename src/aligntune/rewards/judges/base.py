@@ -58,6 +58,16 @@ class Usage:
     cost: float = 0.0
     reasons: Counter[str] = field(default_factory=Counter)
 
+    def gauges(self) -> dict[str, float]:
+        """The numbers that a run logs; cost where prices are known."""
+        named = {
+            "judge_requests": self.requests,
+            "judge_cache_hits": self.cache_hits,
+            "judge_failures": self.failures,
+            "judge_tokens": self.tokens_in + self.tokens_out,
+        }
+        return {**{k: float(v) for k, v in named.items()}, **({"judge_cost": self.cost} if self.cost else {})}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for logs."""
         return {**vars(self), "reasons": dict(self.reasons)}

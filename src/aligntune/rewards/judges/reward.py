@@ -23,7 +23,7 @@ from aligntune.errors import ConfigurationError, RewardError
 from aligntune.grading.extract import strip_reasoning
 from aligntune.rewards.base import REWARDS, RewardFunction, Score, count
 from aligntune.rewards.judges.rubric import MAX_CHARS
-from aligntune.rewards.signature import Signature
+from aligntune.rewards.signature import Signature, gold_column
 
 Parameters = dict[str, tuple[Any, Any]]
 """Name to (annotation, default)."""
@@ -37,6 +37,8 @@ class Judging(RewardFunction):
     deadline = None
     parameters: ClassVar[Signature]
     range = (0.0, 1.0)
+    may: frozenset[str] = frozenset()
+    """Columns that it reads where the data have them."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -61,6 +63,17 @@ class Judging(RewardFunction):
     def setup(self, params: dict[str, Any]) -> None:
         """Make what `scores` needs out of all parameters."""
         raise NotImplementedError(f"{type(self).__name__} has no setup(params)")
+
+    def gauges(self) -> Mapping[str, float]:
+        """What the judge did so far, for all rewards that ask it: requests, answers from the cache, failures, tokens,
+        cost."""
+        judge = getattr(self, "judge", None)
+        return {} if judge is None else judge.usage.gauges()
+
+    def reads(self, present: Sequence[str] | Mapping[str, Any]) -> frozenset[str]:
+        """Those of the data's columns that it reads: the ones that it needs, and those that it shows where they are."""
+        gold = gold_column(dict.fromkeys(present)) if "reference" in self.may else None
+        return super().reads(present) | (frozenset({*self.may, gold}) & set(present))
 
     def scores(self, texts: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Score]:
         """One score for each of N answers, none of them blank, without their thoughts."""

@@ -45,10 +45,12 @@ class Scorer:
 
     Attributes:
         columns: columns that each row must have.
+        may: columns that are read where a row has them.
         name: what decides, for the manifest.
     """
 
     columns: frozenset[str] = frozenset()
+    may: frozenset[str] = frozenset()
     name = ""
 
     def scores(self, texts: Sequence[str], rows: Sequence[Row]) -> list[Score]:
@@ -73,7 +75,7 @@ class JudgeScorer(Scorer):
             )
         self.judge = make_judge(params["judge"])
         self.limit = params["max_chars"]
-        self.columns = frozenset(self.rubric.needs)
+        self.columns, self.may = frozenset(self.rubric.needs), frozenset(self.rubric.may)
         self.name = f"{self.judge.name}, rubric {self.rubric.tag}"
 
     def place(self, device: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.rewards.base import count
-from aligntune.rewards.models.base import LocalModel
+from aligntune.rewards.models.base import CHARACTERS_PER_TOKEN, LocalModel
 
 RECORD = "reward_model.json"
 """What `aligntune rewards train` writes beside a reward model: how it was trained, and the scale of its scores."""
@@ -200,6 +200,8 @@ def answer_ids(tokenizer: Any, prompt: Any, text: str, limit: int | None, path: 
     Raises:
         ConfigurationError: messages, and a tokenizer without a chat template.
     """
+    if limit is not None:
+        text = text[: limit * CHARACTERS_PER_TOKEN]
     text = text.encode("utf-8", "replace").decode()  # a lone surrogate, which no tokenizer takes
     if isinstance(prompt, str):
         ids: list[int] = tokenizer(prompt.encode("utf-8", "replace").decode() + text)["input_ids"]

@@ -141,10 +141,10 @@ class RewardModelDataset:
             raise ValidationError("there is no answer to score", hint="check the data and `answers`")
         prompts = [_messages(row["prompt"]) for row in rows]
         names = dict.fromkeys(name for row in rows for name in row if name not in ("prompt", "text", "row"))
-        columns = {"prompt": prompts, **{name: [row.get(name) for row in rows] for name in names}}
+        columns: dict[str, list[Any]] = {"prompt": prompts, **{name: [row.get(name) for row in rows] for name in names}}
         if rewards is not None:
             scores = rewards.score_batch([row["text"] for row in rows], columns)
-            totals, components = scores.total, scores.components
+            totals, components = list(scores.total), scores.components
         elif human is not None:
             totals, components = [None if v is None else float(v) for v in columns[human]], {}
         else:
@@ -201,7 +201,9 @@ class RewardModelDataset:
     @property
     def keys(self) -> list[str]:
         """The prompts, by `prompt_key`, in order of appearance."""
-        return list(dict.fromkeys(prompt_key(item.prompt) for item in (*self.texts, *self.pairs)))
+        return list(
+            dict.fromkeys([prompt_key(t.prompt) for t in self.texts] + [prompt_key(p.prompt) for p in self.pairs])
+        )
 
     def by_prompt(self) -> dict[str, list[ScoredText]]:
         """The answers of each prompt, by `prompt_key`."""

@@ -132,7 +132,7 @@ ALIASES = {"regression": "distillation", "bt": "bradley_terry", "pairwise": "bra
 
 def foreign(cls: type[Objective], key: str) -> str | None:
     """The other objective that has the parameter `key`; None where there is none, or where `cls` has it itself."""
-    having = [o.key for o in OBJECTIVES.values() if key in {f.name for f in fields(o)}]  # type: ignore[arg-type]
+    having = [o.key for o in OBJECTIVES.values() if key in {f.name for f in fields(o)}]
     return None if not having or cls.key in having else having[0]
 
 
@@ -147,7 +147,7 @@ def parse_objective(value: Any) -> tuple[type[Objective], dict[str, Any]]:
         raise ConfigurationError(
             "objective needs a name", hint=f"write `objective: {{name: ...}}` with one of {', '.join(OBJECTIVES)}"
         )
-    name = ALIASES.get(raw["name"], raw["name"])
+    name: str = ALIASES.get(raw["name"], raw["name"])
     if name not in OBJECTIVES:
         raise ConfigurationError(f"unknown objective '{name}'", hint=nearest(name, OBJECTIVES))
     return OBJECTIVES[name], {k: v for k, v in raw.items() if k != "name"}

@@ -144,14 +144,14 @@ def regression_kwargs(trainer: Any) -> dict[str, Any]:
 
 def attach(hf: Any, trainer: Any) -> None:
     """The check that the loss of ours is the one that is trained."""
-    loss = getattr(hf, "compute_loss_func", None)
+    loss: Any = getattr(hf, "compute_loss_func", None)
     if loss is None:
         return
     from transformers import TrainerCallback
 
     class Check(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            if not loss.calls:
+            if loss.calls == 0:
                 raise TrainingError("the training library did not call the loss of distillation", hint="report this")
 
     hf.add_callback(Check())

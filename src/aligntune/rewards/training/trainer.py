@@ -57,7 +57,7 @@ class RewardModelTrainer(Trainer):
     def __init__(
         self, config: str | Path | Mapping[str, Any] | RewardModelConfig, *, overrides: Sequence[str] = ()
     ) -> None:
-        super().__init__(load_reward_config(config, overrides=overrides))  # type: ignore[arg-type]
+        super().__init__(load_reward_config(config, overrides=overrides))
         self._parts: tuple[RewardModelDataset, RewardModelDataset | None] | None = None
         self._limit: int | None = None
         self._standard: tuple[float, float] | None = None

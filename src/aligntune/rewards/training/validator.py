@@ -75,11 +75,12 @@ class RewardModelValidator:
         device: str = "auto",
         seed: int = 0,
     ) -> None:
-        named = isinstance(model, (str, Path))
-        self.path = str(model) if named else getattr(model, "path", "") or getattr(model, "name", "")
-        self.record: dict[str, Any] = read_record(self.path) if named else {}
-        self.reward: Any = TRLCompatibleRewardModel(str(model), batch_size=batch_size) if named else model
-        if named:
+        self.record: dict[str, Any] = {}
+        if isinstance(model, RewardFunction):
+            self.path, self.reward = str(getattr(model, "path", None) or model.name), model
+        else:
+            self.path, self.record = str(model), read_record(model)
+            self.reward = TRLCompatibleRewardModel(self.path, batch_size=batch_size)
             self.reward.place(device)
         self.independent = list(independent)
         self.thresholds = thresholds or Thresholds()
