@@ -140,11 +140,10 @@ class RewardFunction:
         model."""
 
     def prepare(self) -> None:
-        """Called before a run begins: an error here ends it before anything is written. For rewards that need something
-        outside this process, such as a judge's endpoint."""
+        """Called before a run begins, to fail early where something outside this process is missing (an endpoint)."""
 
     def gauges(self) -> Mapping[str, float]:
-        """Running numbers for the logs, by name, as what a judge has cost so far."""
+        """Running numbers for the logs, by name, such as what a judge has cost."""
         return {}
 
     def compute(self, text: str, **kwargs: Any) -> float | None:
@@ -457,15 +456,9 @@ def reward(
         builtin = fn.__module__.startswith("aligntune.")
         limit = deadline if deadline is not None or builtin else USER_DEADLINE
         cls = reward_class(
-            fn,
-            name,
-            kind=kind,
-            range=range,
-            deadline=limit,
-            check=check,
+            fn, name, kind=kind, range=range, deadline=limit, check=check, concurrency=concurrency,
             origin=name if builtin else None,
-            concurrency=concurrency,
-        )
+        )  # fmt: skip
         fn.reward_class = cls  # type: ignore[attr-defined]
         REWARDS.add(name, cls)
         return fn
