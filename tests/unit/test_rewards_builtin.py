@@ -1,18 +1,15 @@
-"""The built-in rewards: their values, and the tests that every reward has to pass."""
+"""The built-in rewards: their values. What every reward has to pass stands in `test_rewards_every`."""
 
 from __future__ import annotations
 
-import doctest
 import json
-import pickle
 import random
 from pathlib import Path
 
 import pytest
 
 from aligntune.errors import ConfigurationError, RewardError
-from aligntune.rewards import CompositeReward, get_reward_function, list_rewards
-from aligntune.rewards.base import REWARDS
+from aligntune.rewards import CompositeReward, get_reward_function
 
 MATH = get_reward_function("math_correctness")
 NOISE = [
@@ -254,37 +251,6 @@ def test_format_rewards_do_not_pay_for_less(name: str) -> None:
     good = {"answer_format": "2 + 2 = 4\n#### 4", "think_format": "<think>2 + 2</think>4"}[name]
     bad = ["", "4", "#### 4 or 5", "answer format correct", "#### 4\n#### 5", "<think></think>4", "word " * 9999]
     assert make(name).batch([good, *bad]) == [1.0] + [0.0] * len(bad)
-
-
-@pytest.mark.parametrize("name", [n for n in list_rewards() if n != "reward_model"])  # it has a test of its own
-def test_every_reward_keeps_the_contract(name: str) -> None:
-    """Hostile text never raises; the same text gives the same score, alone, in a batch, in any order, and after pickling."""
-    if name in EXTRAS:
-        pytest.importorskip(EXTRAS[name], reason=f"needs {EXTRAS[name]}, of the extras")
-    reward = make(name)
-    texts = [*NOISE, "#### 5", "<think>a</think>5", "one two three"]
-    columns = {name: [value] * len(texts) for name, value in ROW.items()}
-    scores = reward.batch(texts, columns)
-    low, high = reward.range
-    assert all(s is not None and low <= s <= high for s in scores)
-    assert scores == [reward.compute(t, **ROW) for t in texts]
-    assert reward.batch(texts[::-1], columns) == scores[::-1]
-    copy = pickle.loads(pickle.dumps(reward))
-    assert type(copy) is type(reward)
-    assert copy.params == reward.params
-    assert copy.batch(texts[-3:], {name: [value] * 3 for name, value in ROW.items()}) == scores[-3:]
-
-
-@pytest.mark.parametrize("name", [n for n in list_rewards() if n != "reward_model"])
-def test_every_reward_has_an_example_that_runs(name: str) -> None:
-    if name in EXTRAS:
-        pytest.importorskip(EXTRAS[name], reason=f"needs {EXTRAS[name]}, of the extras")
-    examples = doctest.DocTestParser().get_doctest(
-        REWARDS.get(name).__doc__ or "", {"get_reward_function": get_reward_function}, name, None, None
-    )
-    assert examples.examples
-    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert runner.run(examples).failed == 0
 
 
 QUESTION = "How many days has a week of five working days and two free ones?"
