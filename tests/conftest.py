@@ -30,6 +30,7 @@ os.environ.update(
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share the folder that the main process made
     _home = tempfile.mkdtemp(prefix="aligntune-tests-")
     os.environ["HF_HOME"] = _home
+    os.environ["ALIGNTUNE_CACHE"] = os.path.join(_home, "aligntune")
     atexit.register(shutil.rmtree, _home, ignore_errors=True)
 
 import helpers

@@ -45,6 +45,8 @@ class Example:
     label: bool | str | None = None
     tokens: list[str] | None = None
     tags: list[str] | None = None
+    input_ids: list[int] | None = None
+    labels: list[int] | None = None
     tools: str | None = None
     own_system: bool = False
     """The row had a system message of its own, so the configured one was not added."""
@@ -60,11 +62,13 @@ class Fields:
         columns: our role name to the row's column, or a dotted path into it (`instances.0.output`).
         template: makes the prompt in place of the prompt's columns.
         system_prompt: system message of conversations that have none.
+        answer_end: a mark that ends answers and is taken off.
     """
 
     columns: dict[str, str]
     template: PromptTemplate | None = None
     system_prompt: str | None = None
+    answer_end: str | None = None
 
     def get(self, row: dict[str, Any], role: str) -> Any:
         """The row's value for a role; None where the row or the mapping has none."""
@@ -156,6 +160,72 @@ def read_preference(row: dict[str, Any], fields: Fields, schema: Schema) -> Exam
     return example
 
 
+def read_ranked(row: dict[str, Any], fields: Fields, schema: Schema) -> Example:
+    """Two answers to a prompt, and which is the better: 1 or 2, 0 for neither (Wang et al. 2024, arXiv:2306.05087)."""
+    better = fields.get(row, "better")
+    known = RANKS.get(better.strip().lower() if isinstance(better, str) else better) if _is_scalar(better) else None
+    if better is None:
+        raise RowProblem("no answer is marked as the better one")
+    if known is None or isinstance(better, bool):
+        raise RowFault(f"the better answer must be 1 or 2, or 0 for neither (got {better!r})")
+    if known == 0:
+        raise RowProblem("the two answers are a tie")
+    first, second = fields.columns["first"], fields.columns["second"]
+    pair = {"chosen": first, "rejected": second} if known == 1 else {"chosen": second, "rejected": first}
+    columns = {k: v for k, v in fields.columns.items() if k in ("prompt", "system", "tools")}
+    return read_preference(row, Fields({**columns, **pair}, fields.template, fields.system_prompt), schema)
+
+
+RANKS: dict[Any, int] = {0: 0, 1: 1, 2: 2, "0": 0, "1": 1, "2": 2, "tie": 0}
+
+
+def read_stepwise(row: dict[str, Any], fields: Fields, schema: Schema) -> Example:
+    """A prompt, the steps of an answer, and whether each is right (Lightman et al. 2023, arXiv:2305.20050).
+
+    The answer is its steps, one a line; its label is true where every step is right.
+    """
+    steps, marks = fields.get(row, "completions"), fields.get(row, "labels")
+    for name, value in (("completions", steps), ("labels", marks)):
+        if not isinstance(value, list):
+            raise RowFault(f"'{name}' must be a list, found {type(value).__name__}")
+    if not steps or not all(isinstance(step, str) and step.strip() for step in steps):
+        raise RowProblem("a step is empty or no text, or there is none")
+    if len(marks) != len(steps):
+        raise RowFault(f"{len(steps)} steps and {len(marks)} labels")
+    if not all(isinstance(mark, bool) or mark in (0, 1) for mark in marks):
+        raise RowFault("the labels of steps must be true or false")
+    example = Example(prompt=_prompt(row, fields), completion=to_messages("\n".join(steps), role="assistant"))
+    example.label = all(marks)
+    _add_system(example, example.prompt or [], row, fields)
+    return example
+
+
+def read_verl(row: dict[str, Any], fields: Fields, schema: Schema) -> Example:
+    """The rows of verl (Sheng et al. 2024, arXiv:2409.19256): prompt messages, and the gold answer in reward_model."""
+    if fields.get(row, "reward_model") is None:
+        raise RowProblem("reward_model is null")
+    return read_prompt(row, fields, schema)
+
+
+def read_tokenized(row: dict[str, Any], fields: Fields, schema: Schema) -> Example:
+    """Token ids, with labels (-100 is not trained on) or a completion mask; with neither every token is trained on."""
+    ids, labels, mask = (fields.get(row, name) for name in ("input_ids", "labels", "completion_mask"))
+    for name, value in (("input_ids", ids), ("labels", labels), ("completion_mask", mask)):
+        if value is None and name != "input_ids":
+            continue
+        if not isinstance(value, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
+            raise RowFault(f"'{name}' must be a list of whole numbers")
+        if len(value) != len(ids):
+            raise RowFault(f"{len(ids)} input_ids and {len(value)} {name}")
+    if not ids or min(ids) < 0:
+        raise RowProblem("there are no input_ids, or one is below 0")
+    if labels is not None and any(label not in (-100, i) for i, label in zip(ids, labels, strict=True)):
+        raise RowFault("labels must be the input_ids, or -100 where nothing is learnt")
+    if labels is None:
+        labels = ids if mask is None else [i if m else -100 for i, m in zip(ids, mask, strict=True)]
+    return Example(input_ids=list(ids), labels=list(labels))
+
+
 def _prompt(row: dict[str, Any], fields: Fields) -> list[Message]:
     if fields.template:
         return [{"role": "user", "content": fields.template.render(row)}]
@@ -181,6 +251,10 @@ def _pair(
         completion = to_messages(answer if not isinstance(answer, (int, float)) else _number(answer), role="assistant")
         if completion[0]["role"] != "assistant" or not has_answer(completion):
             raise RowProblem(f"the {name} holds no answer of the assistant")
+        if fields.answer_end and completion[-1]["content"].endswith(fields.answer_end):
+            completion[-1]["content"] = completion[-1]["content"].removesuffix(fields.answer_end)
+            if not has_answer(completion):
+                raise RowProblem(f"the {name} is empty or null")
     tools = to_tools(fields.get(row, "tools"))
     example = Example(prompt=prompt, completion=completion, tools=tools, label=_label(row, fields))
     _add_system(example, prompt, row, fields)
@@ -277,6 +351,8 @@ def canonical(example: Example, schema: Schema) -> dict[str, Any]:
     Raises:
         RowProblem: the example lacks what the schema needs.
     """
+    if example.input_ids is not None:
+        return {"input_ids": example.input_ids, "labels": example.labels}
     if schema is Schema.TEXT:
         return {"text": example.text}
     if schema is Schema.CLASSIFICATION:

@@ -6,6 +6,10 @@ that can serve the schema and whose required columns are all there wins.
 | format | columns |
 |---|---|
 | preference | chosen, rejected [, prompt] |
+| ranked | prompt, question, input or instruction; output_1, output_2 (response1 ...); better, preference or label |
+| stepwise | prompt or question; completions, labels (lists) |
+| verl | prompt (messages); reward_model with ground_truth |
+| tokenized | input_ids [, labels or completion_mask] |
 | messages | messages [, tools] |
 | sharegpt | conversations [, tools, system] |
 | alpaca | instruction, output [, input, system] |
@@ -77,6 +81,33 @@ FORMATS: dict[str, Format] = {
         read=examples.read_preference,
         templated=("prompt",),
     ),
+    "ranked": Format(
+        roles={
+            "prompt": (*PROMPT_COLUMNS, "input", "instruction"),
+            "first": ("output_1", "response_1", "response1", "answer_1"),
+            "second": ("output_2", "response_2", "response2", "answer_2"),
+            "better": ("better", "preference", "label"),
+            "system": (),
+            "tools": ("tools",),
+        },
+        required=("prompt", "first", "second", "better"),
+        schemas=(Schema.PREFERENCE, Schema.PROMPT, Schema.UNPAIRED),
+        read=examples.read_ranked,
+        templated=("prompt",),
+    ),
+    "stepwise": Format(
+        roles={"prompt": PROMPT_COLUMNS, "completions": ("completions",), "labels": ("labels",), "system": ()},
+        required=("prompt", "completions", "labels"),
+        schemas=(Schema.UNPAIRED, Schema.PROMPT),
+        read=examples.read_stepwise,
+        templated=("prompt",),
+    ),
+    "verl": Format(
+        roles={"prompt": ("prompt",), "reward_model": ("reward_model",), "system": ()},
+        required=("prompt", "reward_model"),
+        schemas=(Schema.PROMPT,),
+        read=examples.read_verl,
+    ),
     "messages": Format(
         roles={"messages": ("messages",), "system": (), "tools": ("tools",)},
         required=("messages",),
@@ -145,6 +176,12 @@ FORMATS: dict[str, Format] = {
         read=examples.read_text,
         templated=("text",),
     ),
+    "tokenized": Format(
+        roles={"input_ids": ("input_ids",), "labels": ("labels",), "completion_mask": ("completion_mask",)},
+        required=("input_ids",),
+        schemas=(Schema.TEXT,),
+        read=examples.read_tokenized,
+    ),
     "classification": Format(
         roles={
             "text": ("text", "sentence", "content"),
@@ -194,7 +231,10 @@ def make_plan(columns: Sequence[str], source: DatasetConfig, schema: Schema, pre
         listed.
         ConfigurationError: format, preset, mapping, template and schema contradict each other.
     """
-    mapping = {**(preset.column_mapping if preset else {}), **(source.column_mapping or {})}
+    known = dict(preset.column_mapping) if preset else {}
+    if schema is not Schema.PROMPT:  # only rewards read a reference
+        known.pop("reference", None)
+    mapping = {**known, **(source.column_mapping or {})}
     _check_mapping_targets(mapping, columns)
     template = PromptTemplate(source.prompt_template) if source.prompt_template else None
     if schema in (Schema.TEXT, Schema.CLASSIFICATION, Schema.TOKENS) and source.system_prompt:
@@ -206,7 +246,11 @@ def make_plan(columns: Sequence[str], source: DatasetConfig, schema: Schema, pre
     if given is not None:
         name = given
         if schema not in FORMATS[name].schemas:
-            chosen = f"preset '{source.preset}' (format '{name}')" if source.format is None else f"format '{name}'"
+            chosen = (
+                f"preset '{source.preset or 'of the hub id'}' (format '{name}')"
+                if source.format is None
+                else f"format '{name}'"
+            )
             raise ConfigurationError(
                 f"{chosen} has no '{schema.value}' rows in it",
                 hint=f"formats that have: {', '.join(n for n, f in FORMATS.items() if schema in f.schemas)}",
@@ -224,7 +268,7 @@ def make_plan(columns: Sequence[str], source: DatasetConfig, schema: Schema, pre
     missing = [role for role in _needed(spec, template, schema) if role not in found]
     if missing:
         raise _missing_column(missing[0], name, spec, columns)
-    fields = Fields(found, template, source.system_prompt)
+    fields = Fields(found, template, source.system_prompt, preset.answer_end if preset else None)
     plan = Plan(name, fields, extra=extra)
     if schema is Schema.PROMPT:
         _plan_reference(plan, columns, mapping, preset)
@@ -345,6 +389,8 @@ def _missing_column(role: str, name: str, spec: Format, columns: Sequence[str]) 
 def _plan_reference(plan: Plan, columns: Sequence[str], mapping: dict[str, str], preset: Preset | None) -> None:
     if "reference" in mapping:
         plan.reference = mapping["reference"]
+    elif plan.format == "verl":
+        plan.reference = f"{plan.fields.columns['reward_model']}.ground_truth"
     elif preset and preset.reference_after and "completion" in plan.fields.columns:
         plan.reference_after = preset.reference_after
     else:

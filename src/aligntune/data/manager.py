@@ -7,7 +7,8 @@
 ['prompt', 'question', 'answer', 'reference']
 
 Rows that lack what the schema needs are left out, counted and named in `notes`; a row that cannot be read at
-all stops the run with its file and line. Fitting rows to a tokenizer is `aligntune.data.render`.
+all stops the run with its file and line, or is kept apart (`on_bad_row: skip`). Fitting rows to a tokenizer is
+`aligntune.data.render`.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.core.config import DatasetConfig
 from aligntune.data.examples import Example, canonical, lookup, reference_text, split_last_answer, unpaired
+from aligntune.data.filters import RowFilter
 from aligntune.data.formats import FORMATS, Plan, make_plan
 from aligntune.data.labels import Labels, declared_labels
+from aligntune.data.loaders.base import BaseLoader
 from aligntune.data.messages import RowFault, RowProblem, spoken
 from aligntune.data.mixing import mix
+from aligntune.data.objects import as_sources
 from aligntune.data.presets import Preset, get_preset, preset_of_hub_id
 from aligntune.data.resolver import LoaderResolver
-from aligntune.data.rows import Rows
+from aligntune.data.rows import BadRows, Rows
 from aligntune.data.storage import content_hash, to_dataset
 from aligntune.errors import ConfigurationError, ValidationError
 
@@ -66,6 +70,8 @@ class Prepared:
         source: the source in words.
         content_hash: SHA-256 over the rows as `prepare_dataset` made them.
         class_names: the labels that every source declares, in its order; None where one declares none.
+        skipped: rows that were left out or could not be read, each with `place`, `reason` and `row`.
+        tokens: the rows as the trainer gets them, where they are tokenised already (`aligntune.data.tokenised`).
     """
 
     dataset: datasets.Dataset
@@ -74,6 +80,8 @@ class Prepared:
     source: str
     content_hash: str
     class_names: list[str] | None = None
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    tokens: Any = None
 
 
 @dataclass
@@ -85,6 +93,7 @@ class _Part:
     source: str
     notes: list[str]
     class_names: list[str] | None = None
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -93,8 +102,10 @@ class _Tally:
 
     reasons: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, reason: str, place: str) -> None:
+    def add(self, reason: str, place: str, row: Any = None) -> None:
+        self.rows.append({"place": place, "reason": reason, "row": row})
         self.reasons[reason] += 1
         if len(self.places.setdefault(reason, [])) < 3:
             self.places[reason].append(place)
@@ -107,13 +118,21 @@ class _Tally:
         return notes
 
 
+def unreadable_note(bad: list[dict[str, Any]], seen: int) -> list[str]:
+    """The sentence about rows that could not be read."""
+    if not bad:
+        return []
+    told = "; ".join(f"{row['place']}: {row['reason']}" for row in bad[:3]) + ("; ..." if len(bad) > 3 else "")
+    return [f"Skipped {len(bad)} of {seen} rows that cannot be read ({told})."]
+
+
 class DataManager:
     """Prepares sources for one schema.
 
     Args:
         schema: what the algorithm trains on.
         seed: of sampling and mixing.
-        cache_dir: where hub downloads are kept; None takes the library's folder.
+        cache_dir: where hub and other downloads are kept; None takes the usual folders.
         labels: what CLASSIFICATION and TOKENS rows may be labelled with; None takes every label.
     """
 
@@ -127,14 +146,7 @@ class DataManager:
 
     def prepare(self, source: DatasetConfig | list[DatasetConfig]) -> Prepared:
         """See `prepare_dataset`."""
-        sources = source if isinstance(source, list) else [source]
-        if not sources:
-            raise ConfigurationError("no data set is given", hint="set `dataset` (SFT) or `datasets` (RL)")
-        if len(sources) == 1 and sources[0].weight != 1:
-            raise ConfigurationError(
-                f"weight {sources[0].weight:g} has no effect: '{sources[0].name}' is the only source",
-                hint="remove weight, or add the sources to mix with",
-            )
+        sources = checked_sources(source)
         parts = [self._part(one) for one in sources]
         if len(parts) == 1:
             rows, notes = parts[0].rows, parts[0].notes
@@ -150,34 +162,54 @@ class DataManager:
             source="; ".join(part.source for part in parts),
             content_hash=content_hash(rows),
             class_names=declared_labels([part.class_names for part in parts]),
+            skipped=[row for part in parts for row in part.skipped],
         )
 
     def load(self, source: DatasetConfig) -> Rows:
         """The rows of one source as they are, after split and slice, before any format."""
         loader, source, _ = self.resolver.resolve(source)
-        return loader.read(source)
+        return read_columns(loader, source)
+
+    def identity(self, source: DatasetConfig | list[DatasetConfig]) -> list[Any]:
+        """What tells the content of each source from any other."""
+        found = []
+        for one in checked_sources(source):
+            _, one, _ = preset_of(one)
+            loader, one, _ = self.resolver.resolve(one)
+            found.append([type(loader).__name__, loader.identity(one)])
+        return found
 
     def _part(self, source: DatasetConfig) -> _Part:
-        preset, source, notes = _preset_of(source)
+        preset, source, notes = preset_of(source)
         loader, source, count = self.resolver.resolve(source)
-        rows = loader.read(source)
+        rows = read_columns(loader, source)
+        notes += self.resolver.notes
+        if not rows.rows and rows.skipped:
+            raise ValidationError(
+                f"none of the {len(rows.skipped)} rows of {rows.source} can be read: "
+                f"{rows.skipped[0]['place']}: {rows.skipped[0]['reason']}",
+                hint="set `on_bad_row: error` to see the first in full",
+            )
         if not rows.rows:
             raise ValidationError(f"{rows.source} holds no rows", hint="check the file, the split and the slice")
         plan = make_plan(rows.columns, source, self.schema, preset)
         notes = [*notes, *rows.notes, f"{rows.source}: {plan.note}"]
         if self.schema in LABELLED:
             rows = rows.with_class_names(set(plan.fields.columns.values()))
-        done, more = self._convert(rows, plan, count)
+        done, more, skipped = self._convert(rows, plan, count, source)
         if self.schema is Schema.UNPAIRED and "chosen" in done[0]:
             more.append(
                 f"{len(done)} pairs are taken apart: each chosen answer is desirable, each rejected one is not."
             )
             done = unpaired(done, rows.source)
-        return _Part(done, plan.format, rows.source, [*notes, *more], _class_names(rows, plan))
+        return _Part(done, plan.format, rows.source, [*notes, *more], _class_names(rows, plan), skipped)
 
-    def _convert(self, rows: Rows, plan: Plan, count: int | None) -> tuple[list[dict[str, Any]], list[str]]:
-        """Canonical rows in file order, `count` of them drawn with the seed (None: all), and notes."""
+    def _convert(
+        self, rows: Rows, plan: Plan, count: int | None, source: DatasetConfig
+    ) -> tuple[list[dict[str, Any]], list[str], list[dict[str, Any]]]:
+        """Canonical rows in file order, `count` of them drawn with the seed (None: all), notes, and what is missing."""
         tally, facts = _Tally(), Counter[str]()
+        bad, kept_by = BadRows(source.on_bad_row == "skip"), RowFilter(source.filter)
         columns = rows.columns
         kept: list[tuple[int, dict[str, Any]]] = []
         seen = 0
@@ -188,28 +220,33 @@ class DataManager:
             raw = rows.rows[index]
             row = {name: raw.get(name) for name in columns} if len(raw) < len(columns) else raw
             try:
-                kept.append((index, self._one(row, plan, facts)))
+                made = self.one(row, plan, facts)
+                kept_by.check(made)
+                kept.append((index, made))
             except RowProblem as problem:
-                tally.add(str(problem), rows.place(index))
-            except RowFault as fault:
-                raise ValidationError(
-                    f"{rows.place(index)}: {fault}", hint="mend or remove this row, or set another `format`"
-                ) from fault
-            except ValidationError as error:
-                raise ValidationError(f"{rows.place(index)}: {error.message}", hint=error.hint) from error
-        notes = tally.notes(seen)
+                tally.add(str(problem), rows.place(index), row)
+            except (RowFault, ValidationError) as error:
+                bad.take(rows.place(index), placed(rows.place(index), error), row)
+        notes = tally.notes(seen) + unreadable_note(rows.skipped + bad.rows, seen + len(rows.skipped))
         if not kept:
             raise ValidationError(
                 f"none of the {seen} rows of {rows.source} can be used as '{self.schema.value}': {notes[0]}",
-                hint="check `format` and `column_mapping`",
+                hint="check `format` and `column_mapping`" + (", and `filter`" if kept_by.active else ""),
             )
         notes += _facts(facts, plan, columns, self.schema)
         if count is not None:
             drawn = f"{len(kept)} of {len(rows)} rows with seed {self.seed}"
             notes.append(f"Drew {drawn}." if len(kept) == count else f"Drew {drawn}; {count} were asked for.")
-        return [row for _, row in sorted(kept, key=lambda item: item[0])], notes
+        done = [row for _, row in sorted(kept, key=lambda item: item[0])]
+        return done, notes, rows.skipped + bad.rows + tally.rows
 
-    def _one(self, row: dict[str, Any], plan: Plan, facts: Counter[str]) -> dict[str, Any]:
+    def one(self, row: dict[str, Any], plan: Plan, facts: Counter[str]) -> dict[str, Any]:
+        """The canonical row of a source's row; `facts` counts what is worth a note.
+
+        Raises:
+            RowProblem: it lacks something.
+            RowFault, ValidationError: it cannot be read.
+        """
         example = FORMATS[plan.format].read(row, plan.fields, self.schema)
         made = canonical(example, self.schema)
         if self.labels is not None:
@@ -220,6 +257,37 @@ class DataManager:
         if self.schema is not Schema.PROMPT:
             return made
         return {**made, **_reward_columns(row, example, plan, facts)}
+
+
+def placed(place: str, error: Exception) -> ValidationError:
+    """The fault of one row with its place in front."""
+    if isinstance(error, ValidationError):
+        return ValidationError(f"{place}: {error.message}", hint=error.hint)
+    hint = "mend or remove this row, set another `format`, or `on_bad_row: skip`"
+    return ValidationError(f"{place}: {error}", hint=hint)
+
+
+def checked_sources(source: DatasetConfig | list[DatasetConfig]) -> list[DatasetConfig]:
+    """The sources as a list.
+
+    Raises:
+        ConfigurationError: there is none, or a weight has nothing to weigh against.
+    """
+    sources = source if isinstance(source, list) else [source]
+    if not sources:
+        raise ConfigurationError("no data set is given", hint="set `dataset` (SFT) or `datasets` (RL)")
+    if len(sources) == 1 and sources[0].weight != 1:
+        raise ConfigurationError(
+            f"weight {sources[0].weight:g} has no effect: '{sources[0].name}' is the only source",
+            hint="remove weight, or add the sources to mix with",
+        )
+    return sources
+
+
+def read_columns(loader: BaseLoader, source: DatasetConfig) -> Rows:
+    """The rows of a resolved source, with the columns that it asks for."""
+    rows = loader.read(source)
+    return rows if source.columns is None or not rows.rows else rows.with_columns(source.columns)
 
 
 def _class_names(rows: Rows, plan: Plan) -> list[str] | None:
@@ -288,10 +356,8 @@ def _facts(facts: Counter[str], plan: Plan, columns: list[str], schema: Schema) 
     return notes
 
 
-def _preset_of(source: DatasetConfig) -> tuple[Preset | None, DatasetConfig, list[str]]:
-    """The preset that was named or belongs to the hub id, and the source with the preset's subset."""
-    import dataclasses
-
+def preset_of(source: DatasetConfig) -> tuple[Preset | None, DatasetConfig, list[str]]:
+    """The preset that was named or belongs to the hub id, and the source with what the preset knows about it."""
     name = source.preset or preset_of_hub_id(source.name.split("#")[0])
     if name is None:
         return None, source, []
@@ -306,8 +372,17 @@ def _preset_of(source: DatasetConfig) -> tuple[Preset | None, DatasetConfig, lis
     notes = [f"preset {name}{'' if source.preset else f' (it lists {source.name})'}."]
     at_hub = source.name.split("#")[0] in preset.hub_ids
     if at_hub and source.subset is None and preset.subset is not None:
-        source = dataclasses.replace(source, subset=preset.subset)
+        source = replace(source, subset=preset.subset)
         notes.append(f"subset {preset.subset} (the preset's).")
+    if at_hub and preset.split is not None and source.split == "train":
+        source = replace(source, split=preset.split)
+        notes.append(f"split {preset.split} (the preset's).")
+    if preset.prompt_template is not None and source.prompt_template is None:
+        mapped = "prompt" in (source.column_mapping or {})
+        source = source if mapped else replace(source, prompt_template=preset.prompt_template)
+    if preset.header is not None and source.read.header is True:
+        source = replace(source, read=replace(source.read, header=list(preset.header)))
+        notes.append(f"columns {', '.join(preset.header)} (the preset's; the files have no header row).")
     return preset, source, notes
 
 
@@ -327,10 +402,10 @@ def _column_order(rows: list[dict[str, Any]], schema: Schema) -> list[str]:
 
 
 def prepare_dataset(
-    source: DatasetConfig | list[DatasetConfig],
+    source: Any,
     schema: Schema,
     *,
-    seed: int,
+    seed: int = 42,
     cache_dir: str | None = None,
     labels: Labels | None = None,
 ) -> Prepared:
@@ -343,7 +418,8 @@ def prepare_dataset(
     `tools` is JSON text.
 
     Args:
-        source: one source, or several to mix by weight (`aligntune.data.mixing`).
+        source: one source, or several to mix by weight (`aligntune.data.mixing`): `DatasetConfig`s, names, or rows in
+            memory (a list of mappings, a `datasets.Dataset`, a pandas `DataFrame`).
         schema: what the algorithm trains on.
         seed: of sampling and mixing.
         cache_dir: where hub downloads are kept; None takes the library's folder.
@@ -354,4 +430,4 @@ def prepare_dataset(
         ConfigurationError: settings contradict each other, or name something unknown.
         errors.EnvironmentError: hub data are neither cached nor reachable.
     """
-    return DataManager(schema, seed=seed, cache_dir=cache_dir, labels=labels).prepare(source)
+    return DataManager(schema, seed=seed, cache_dir=cache_dir, labels=labels).prepare(as_sources(source, cache_dir))

@@ -17,12 +17,12 @@ considered: it cuts nothing off.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from aligntune.algorithms.base import Schema
 from aligntune.data.manager import Prepared
 from aligntune.data.messages import Message
+from aligntune.data.tokenised import Count, LossOn, TokenTable, joined, tokenise
 from aligntune.data.tokens import Tokens, common_prefix, fit_to_template, plain_rows
 from aligntune.errors import ConfigurationError, ValidationError
 
@@ -36,39 +36,6 @@ CHECKED = 64
 CHUNK = 1000
 """Rows tokenised at once; it bounds memory."""
 
-LossOn = Literal["completion", "assistant", "all"]
-
-
-@dataclass
-class _Count:
-    """Lengths of the rows that were tokenised.
-
-    Args:
-        keep: numbers of the rows that stay.
-        truncated: rows cut at the limit, with something left.
-        lost: rows with nothing left to train on, or prompts over their limit.
-        longest, shortest: tokens of the longest row and of the shortest lost one.
-    """
-
-    keep: list[int] = dataclasses.field(default_factory=list)
-    truncated: int = 0
-    lost: int = 0
-    cut_off: int = 0
-    longest: int = 0
-    shortest: int | None = None
-
-    def add(self, index: int, length: int, limit: int | None, *, needed: int) -> None:
-        """One row of `length` tokens, the first trained of which is number `needed` (from 1)."""
-        self.longest = max(self.longest, length)
-        kept = length if limit is None else min(length, limit)
-        if needed > kept:
-            self.lost += 1
-            self.cut_off += needed <= length
-            self.shortest = needed if self.shortest is None else min(self.shortest, needed)
-        else:
-            self.keep.append(index)
-            self.truncated += kept < length
-
 
 def render(
     prepared: Prepared,
@@ -78,6 +45,7 @@ def render(
     max_length: int | None,
     max_prompt_length: int | None = None,
     loss_on: LossOn | None = None,
+    keep_tokens: Literal["cut", "whole"] | None = None,
 ) -> Prepared:
     """Fit rows to the tokenizer and count what the limits cut.
 
@@ -88,6 +56,8 @@ def render(
         max_prompt_length: most tokens a prompt (PROMPT); longer prompts are left out. None keeps all.
         loss_on: which tokens are trained: "completion" (default of PROMPT_COMPLETION), "assistant" (MESSAGES,
             needs generation marks in the template) or "all" (default elsewhere).
+        keep_tokens: put the rows as the trainer gets them into `tokens` too (`aligntune.data.tokenised`): SFT rows cut
+            at the limit, or whole, as packing takes them. Not for PROMPT, which is tokenised as it is sampled from.
 
     Returns:
         A `Prepared` with the same `content_hash` (it names the data before rendering). Columns: TEXT and,
@@ -100,6 +70,8 @@ def render(
     schema = Schema(schema)
     if schema in (Schema.CLASSIFICATION, Schema.TOKENS):
         raise ConfigurationError("labelled rows are not rendered", hint="use aligntune.data.encode")
+    if "input_ids" in prepared.dataset.column_names:
+        return fit_tokenized(prepared, tokenizer, max_length if keep_tokens != "whole" else None)
     tokens = Tokens(tokenizer, text=schema is Schema.TEXT, training_template=loss_on == "assistant")
     dataset, notes = prepared.dataset, list(prepared.notes)
     if schema is not Schema.PROMPT:
@@ -115,18 +87,52 @@ def render(
     if tokens.plain and schema is not Schema.PROMPT:
         tokens.require_eos()
     limit = max_prompt_length if schema is Schema.PROMPT else max_length
-    count = _count(dataset, schema, tokens, limit, loss_on)
+    made = None
+    if keep_tokens and schema is not Schema.PROMPT:
+        count, made = Count(), TokenTable()
+        for start in range(0, len(dataset), CHUNK):
+            batch = dataset[start : start + CHUNK]
+            made.add(tokenise(batch, start, schema, tokens, limit, count, loss_on, cut=keep_tokens == "cut"))
+    else:
+        count = _count(dataset, schema, tokens, limit, loss_on)
     if not count.keep:
         raise _nothing_left(prepared, schema, count, limit)
     notes += _notes(count, len(dataset), schema, limit)
     if count.lost:
         dataset = dataset.select(count.keep)
-    return dataclasses.replace(prepared, dataset=dataset, notes=notes)
+    return dataclasses.replace(prepared, dataset=dataset, notes=notes, tokens=made.dataset() if made else None)
+
+
+def fit_tokenized(prepared: Prepared, tokenizer: Any, max_length: int | None) -> Prepared:
+    """Rows that come as token ids, cut to the limit and counted.
+
+    Raises:
+        ValidationError: an id is not in the vocabulary, or no row has a token to train on.
+    """
+    count, made, size = Count(), TokenTable(), len(tokenizer)
+    for start in range(0, len(prepared.dataset), CHUNK):
+        batch = prepared.dataset[start : start + CHUNK]
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            if max(ids) >= size:
+                raise ValidationError(
+                    f"row {start + 1} and following: token {max(ids)} is not in the vocabulary of {size} tokens",
+                    hint="the rows were tokenised with another tokenizer",
+                )
+            # The first token is predicted from nothing, so its label counts for nothing.
+            first = next((i for i, label in enumerate(labels) if i and label != -100), len(ids))
+            count.add(len(count.keep) + count.lost, len(ids), max_length, needed=first + 1)
+        kept = [i - start for i in count.keep if i >= start]
+        made.add({name: [batch[name][i][:max_length] for i in kept] for name in ("input_ids", "labels")})
+    if not count.keep:
+        raise _nothing_left(prepared, Schema.TEXT, count, max_length)
+    notes = [*prepared.notes, *_notes(count, len(prepared.dataset), Schema.TEXT, max_length)]
+    dataset = prepared.dataset.select(count.keep) if count.lost else prepared.dataset
+    return dataclasses.replace(prepared, dataset=dataset, notes=notes, tokens=made.dataset())
 
 
 def _count(
     dataset: datasets.Dataset, schema: Schema, tokens: Tokens, limit: int | None, loss_on: LossOn | None
-) -> _Count:
+) -> Count:
     measure = {
         Schema.TEXT: _measure_whole,
         Schema.MESSAGES: _measure_assistant if loss_on == "assistant" else _measure_whole,
@@ -135,20 +141,20 @@ def _count(
         Schema.UNPAIRED: _measure_pair,
         Schema.PROMPT: _measure_prompt,
     }[schema]
-    count = _Count()
+    count = Count()
     for start in range(0, len(dataset), CHUNK):
         measure(dataset[start : start + CHUNK], start, tokens, limit, count)
     return count
 
 
-def _measure_whole(batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count) -> None:
+def _measure_whole(batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: Count) -> None:
     _whole(batch["text" if "text" in batch else "messages"], batch, start, tokens, limit, count)
 
 
 def _measure_whole_pair(
-    batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count
+    batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: Count
 ) -> None:
-    _whole(_joined(batch, "completion"), batch, start, tokens, limit, count)
+    _whole(joined(batch, "completion"), batch, start, tokens, limit, count)
 
 
 def _whole(
@@ -157,7 +163,7 @@ def _whole(
     start: int,
     tokens: Tokens,
     limit: int | None,
-    count: _Count,
+    count: Count,
 ) -> None:
     texts = tokens.texts(values, batch.get("tools"), start=start, closed=True)
     exact = _exact(texts, start, tokens, limit)
@@ -167,8 +173,8 @@ def _whole(
         count.add(start + i, lengths.get(i, 2), limit, needed=2)
 
 
-def _measure_pair(batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count) -> None:
-    wholes = tokens.texts(_joined(batch, "completion"), batch.get("tools"), start=start, closed=True)
+def _measure_pair(batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: Count) -> None:
+    wholes = tokens.texts(joined(batch, "completion"), batch.get("tools"), start=start, closed=True)
     exact = _exact(wholes, start, tokens, limit)
     ids = dict(zip(exact, tokens.ids([wholes[i] for i in exact]), strict=True))
     prompts = _prompt_ids(batch, ids, ids, start, tokens, limit)
@@ -179,11 +185,11 @@ def _measure_pair(batch: dict[str, list[Any]], start: int, tokens: Tokens, limit
 
 
 def _measure_preference(
-    batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count
+    batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: Count
 ) -> None:
     tools = batch.get("tools")
-    chosen = tokens.texts(_joined(batch, "chosen"), tools, start=start, closed=True)
-    rejected = tokens.texts(_joined(batch, "rejected"), tools, start=start, closed=True)
+    chosen = tokens.texts(joined(batch, "chosen"), tools, start=start, closed=True)
+    rejected = tokens.texts(joined(batch, "rejected"), tools, start=start, closed=True)
     exact = sorted({*_exact(chosen, start, tokens, limit), *_exact(rejected, start, tokens, limit)})
     left = dict(zip(exact, tokens.ids([chosen[i] for i in exact]), strict=True))
     right = dict(zip(exact, tokens.ids([rejected[i] for i in exact]), strict=True))
@@ -197,7 +203,7 @@ def _measure_preference(
 
 
 def _measure_assistant(
-    batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count
+    batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: Count
 ) -> None:
     texts = tokens.texts(batch["messages"], batch.get("tools"), start=start, closed=True)
     exact = set(_exact(texts, start, tokens, limit))
@@ -211,7 +217,7 @@ def _measure_assistant(
         count.add(start + i, length, limit, needed=needed)
 
 
-def _measure_prompt(batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: _Count) -> None:
+def _measure_prompt(batch: dict[str, list[Any]], start: int, tokens: Tokens, limit: int | None, count: Count) -> None:
     texts = tokens.texts(batch["prompt"], None, start=start, prompt=True)
     exact = [] if limit is None else [i for i, t in enumerate(texts) if not tokens.surely_within(t, limit)]
     lengths = dict(zip(exact, map(len, tokens.ids([texts[i] for i in exact])), strict=True))
@@ -228,10 +234,6 @@ def _exact(texts: list[str], start: int, tokens: Tokens, limit: int | None) -> l
         for i, text in enumerate(texts)
         if start + i < CHECKED or (limit is not None and not tokens.surely_within(text, limit))
     ]
-
-
-def _joined(batch: dict[str, list[Any]], answer: str) -> list[Any]:
-    return [prompt + reply for prompt, reply in zip(batch["prompt"], batch[answer], strict=True)]
 
 
 def _prompt_ids(
@@ -252,7 +254,7 @@ def _prompt_ids(
     return dict(zip(chosen, tokens.ids(texts), strict=True))
 
 
-def _notes(count: _Count, total: int, schema: Schema, limit: int | None) -> list[str]:
+def _notes(count: Count, total: int, schema: Schema, limit: int | None) -> list[str]:
     notes = []
     if schema is Schema.PROMPT:
         if count.lost:
@@ -274,7 +276,7 @@ def _notes(count: _Count, total: int, schema: Schema, limit: int | None) -> list
     return notes
 
 
-def _nothing_left(prepared: Prepared, schema: Schema, count: _Count, limit: int | None) -> ValidationError:
+def _nothing_left(prepared: Prepared, schema: Schema, count: Count, limit: int | None) -> ValidationError:
     total = count.lost
     if schema is Schema.PROMPT:
         return ValidationError(

@@ -1,7 +1,7 @@
 """From the `name` of a source to the loader that reads it.
 
-The order: an existing folder, an existing file by its ending, then a hub id. What looks like a path and is
-not there is an error that names the nearest file, never a hub look-up.
+The order: an http(s) address (fetched once), an existing folder, an existing file by its ending, then a hub id. What
+looks like a path and is not there is an error that names the nearest file, never a hub look-up.
 
 >>> LoaderResolver().resolve(DatasetConfig(name="data/train.jsonl#500"))
 (<JSONLoader>, DatasetConfig(name='data/train.jsonl', ...), 500)
@@ -14,8 +14,9 @@ import re
 from pathlib import Path
 
 from aligntune.core.config import DatasetConfig
+from aligntune.data.download import download, is_url
 from aligntune.data.loaders.base import BaseLoader
-from aligntune.data.loaders.directory import STRUCTURED, DirectoryLoader, TextLoader, loader_for
+from aligntune.data.loaders.directory import KINDS, DirectoryLoader, loader_for
 from aligntune.data.loaders.hub import HFLoader
 from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.registry import nearest
@@ -28,11 +29,15 @@ class LoaderResolver:
     """Chooses the loader of a source.
 
     Args:
-        cache_dir: passed to `HFLoader`.
+        cache_dir: where downloads are kept, those of the hub too; None takes the usual folders.
+
+    Attributes:
+        notes: sentences about the source that was resolved last.
     """
 
     def __init__(self, cache_dir: str | None = None) -> None:
         self.cache_dir = cache_dir
+        self.notes: list[str] = []
 
     def resolve(self, source: DatasetConfig) -> tuple[BaseLoader, DatasetConfig, int | None]:
         """The loader, the source without its `#N`, and how many rows to draw (None: all).
@@ -42,18 +47,26 @@ class LoaderResolver:
             ConfigurationError: `#N` and `max_samples` disagree, or the name is neither path nor hub id.
         """
         source, count = _sample_size(source)
+        self.notes = []
+        if is_url(source.name):
+            file, self.notes = download(source.name, self.cache_dir)
+            source = dataclasses.replace(source, name=str(file))
         path = Path(source.name).expanduser()
         if path.is_dir():
             return DirectoryLoader(), source, count
         if path.is_file():
             loader = loader_for(path)
             if loader is None:
-                known = ", ".join(s for kind in (*STRUCTURED, TextLoader()) for s in kind.suffixes)
+                known = ", ".join(s for kind in KINDS.values() for s in kind.suffixes)
                 raise ValidationError(
                     f"{path}: no loader for this kind of file",
                     hint=f"known endings: {known} (each also with .gz)",
                 )
             return loader, source, count
+        if _present(path):
+            raise ValidationError(
+                f"{path} is neither a file nor a folder", hint="a link in a circle, a pipe or a device holds no rows"
+            )
         if _looks_like_path(source.name):
             raise ValidationError(f"no such file or folder: {path}", hint=_nearest_file(path))
         if not HUB_ID.fullmatch(source.name):
@@ -77,6 +90,14 @@ def _sample_size(source: DatasetConfig) -> tuple[DatasetConfig, int | None]:
             hint="keep one of the two",
         )
     return dataclasses.replace(source, name=match[1]), count
+
+
+def _present(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _looks_like_path(name: str) -> bool:

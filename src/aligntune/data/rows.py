@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.registry import nearest
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -26,6 +27,29 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """Split, and the words in a file name that stand for it (the rule of the `datasets` library)."""
+
+
+@dataclass
+class BadRows:
+    """What to do with rows that cannot be read: stop at the first, or keep them apart with their place and reason.
+
+    Args:
+        skip: keep them apart (`on_bad_row: skip`).
+    """
+
+    skip: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def take(self, place: str, error: ValidationError, content: Any = None) -> None:
+        """One such row, as far as it could be read (`content`).
+
+        Raises:
+            ValidationError: `error`, unless rows are to be skipped.
+        """
+        if not self.skip:
+            raise error
+        reason = error.message.removeprefix(f"{place}: ")
+        self.rows.append({"place": place, "reason": reason, "row": content})
 
 
 @dataclass
@@ -38,6 +62,7 @@ class Rows:
         places: where each row stands ("file.jsonl:12"); None says "row 12 of <source>", counting from 1.
         notes: sentences for the user about how the source was read.
         class_names: the labels of columns that hold their numbers, where the source declares them.
+        skipped: rows that could not be read, as `BadRows` keeps them.
     """
 
     rows: list[dict[str, Any]]
@@ -45,6 +70,7 @@ class Rows:
     places: Sequence[str] | None = None
     notes: list[str] = field(default_factory=list)
     class_names: dict[str, list[str]] = field(default_factory=dict)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,15 +83,21 @@ class Rows:
     def columns(self) -> list[str]:
         """Every key of any row, in order of first appearance."""
         names: dict[str, None] = {}
+        seen: set[tuple[str, ...]] = set()
         for row in self.rows:
-            names.update(dict.fromkeys(row))
+            keys = tuple(row)
+            if keys not in seen:  # most rows have the columns of the row before
+                seen.add(keys)
+                names.update(dict.fromkeys(keys))
         return list(names)
 
     def select(self, indices: Iterable[int]) -> Rows:
         """The rows at `indices`, each keeping its place."""
         chosen = list(indices)
         places = [self.place(i) for i in chosen]
-        return Rows([self.rows[i] for i in chosen], self.source, places, list(self.notes), self.class_names)
+        return Rows(
+            [self.rows[i] for i in chosen], self.source, places, list(self.notes), self.class_names, self.skipped
+        )
 
     def with_class_names(self, columns: Collection[str]) -> Rows:
         """The rows with names for the numbers in those of `columns` that declare them; a number below 0 is none."""
@@ -73,7 +105,32 @@ class Rows:
         if not named:
             return self
         rows = [{**row, **{c: _named(row.get(c), names) for c, names in named.items()}} for row in self.rows]
-        return Rows(rows, self.source, self.places, self.notes, self.class_names)
+        return Rows(rows, self.source, self.places, self.notes, self.class_names, self.skipped)
+
+    def with_columns(self, columns: Sequence[str]) -> Rows:
+        """The rows with these columns alone.
+
+        Raises:
+            ValidationError: no row has one of them.
+        """
+        found = self.columns
+        check_columns(columns, found, self.source)
+        rows = [{name: row[name] for name in columns if name in row} for row in self.rows]
+        return Rows(rows, self.source, self.places, self.notes, self.class_names, self.skipped)
+
+
+def check_columns(wanted: Sequence[str], found: Sequence[str], source: str) -> None:
+    """Refuse columns to read (`columns`) that a source does not have.
+
+    Raises:
+        ValidationError: names the first, and the columns that there are.
+    """
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ValidationError(
+            f"{source} has no column '{missing[0]}' to read; columns found: {', '.join(found)}",
+            hint="correct `columns`: " + nearest(missing[0], found),
+        )
 
 
 def _named(value: Any, names: list[str]) -> Any:

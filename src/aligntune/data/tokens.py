@@ -144,6 +144,31 @@ class Tokens:
         mask = list(encoded["assistant_masks"])
         return len(mask), (mask.index(1) if 1 in mask else len(mask)) + 1
 
+    def assistant_masks(
+        self, conversations: list[list[Message]], tools: Sequence[str | None] | None, start: int
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of each conversation, and 1 for each that the template marks as the assistant's.
+
+        Args:
+            conversations: message lists.
+            tools: JSON text for each.
+            start: number of the first in the data set, for messages.
+        """
+        keys = {"chat_template": self.changed, "tokenize": True, "return_dict": True}
+        ids, masks = [], []
+        for i, messages in enumerate(conversations):
+            given = json.loads(tools[i]) if tools and tools[i] else None  # type: ignore[arg-type]
+            try:
+                made = self.tokenizer.apply_chat_template(
+                    messages, tools=given, return_assistant_tokens_mask=True, **keys
+                )
+            except _template_error():
+                self._apply_one(messages, tools[i] if tools else None, False, start + i)  # says which row, and why
+                raise
+            ids.append(list(made["input_ids"]))
+            masks.append(list(made["assistant_masks"]))
+        return ids, masks
+
 
 def _training_template(tokenizer: Any, template: str | None) -> str | None:
     """The template that TRL puts in the place of one without generation marks; None where the own one stays.

@@ -166,7 +166,7 @@ def _dataset_entry(item: Any) -> dict[str, Any]:
         return dict(item)
     entry = {name: getattr(item, name, None) for name in ("source", "format", "content_hash", "notes")}
     rows = getattr(item, "dataset", None)
-    return {**entry, "rows": len(rows) if rows is not None else None}
+    return {**entry, "rows": len(rows) if hasattr(rows, "__len__") else None}
 
 
 def source_hash(item: str | Callable[..., Any]) -> str:

@@ -440,8 +440,8 @@ class CacheConfig:
     """Where prepared data are kept, so that a second run on the same rows need not prepare them again."""
 
     dir: str | None = None
-    """Folder of prepared data and downloads, the hub's too; None takes `ALIGNTUNE_CACHE`, else `~/.cache/aligntune`, and
-    the `datasets` library's own folder for the hub's (`HF_DATASETS_CACHE`)."""
+    """Folder of prepared data and downloads, the hub's too; None takes `ALIGNTUNE_CACHE`, else `~/.cache/aligntune`,
+    and the `datasets` library's own folder for the hub's (`HF_DATASETS_CACHE`)."""
     enabled: bool = True
     """Keep prepared and tokenised rows, and take them where nothing has changed that they are made of."""
     max_gb: PositiveFloat = 20.0

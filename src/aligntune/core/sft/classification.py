@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from aligntune.algorithms.base import Schema
+from aligntune.core.rows import encode_rows, prepare_rows
 from aligntune.core.sft import SFTTrainerBase
 from aligntune.data.encoding import IGNORED, encode, encode_texts, encode_words
 from aligntune.data.labels import Labels, class_weights, count_labels, describe_counts
-from aligntune.data.manager import Prepared, prepare_dataset
+from aligntune.data.manager import Prepared
 from aligntune.errors import ConfigurationError, TrainingError, ValidationError
 from aligntune.eval.classification import log_probabilities
 from aligntune.eval.entities import find_entities, marks_entities
@@ -90,11 +91,8 @@ class ClassifierRun(SFTTrainerBase):
         return Labels.of(found)
 
     def _read(self, sources: Any, labels: Labels | None) -> Prepared:
-        config = self.config
         with quiet_libraries():
-            return prepare_dataset(
-                sources, config.algorithm.data, seed=config.train.seed, cache_dir=config.cache.dir, labels=labels
-            )
+            return prepare_rows(self.config, sources, labels)
 
     def _load_model(self) -> Any:
         loaded = self.backend.load_classifier(self.config, self.labels.names)
@@ -105,22 +103,19 @@ class ClassifierRun(SFTTrainerBase):
             self._limit, self._limited_by = most, f"the model's limit of {most}"
         return loaded
 
-    def _prepare(self, sources: Any, label: str) -> Any:
+    def _prepare(self, sources: Any, label: str, *, training: bool = False) -> Any:
         """Rows of one or more sources as token ids and label numbers."""
         self._ready()
         labels = self.labels
-        training = sources == self.config.sources
         prepared = self._found_in if training and self._found_in is not None else self._read(sources, labels)
         self._load()
+        schema, limits = self.config.algorithm.data, {"max_length": self._limit, "cut_by": self._limited_by}
+
+        def build() -> Prepared:
+            return encode(prepared, schema, self.tokenizer, labels, **limits)
+
         with quiet_libraries():
-            fitted = encode(
-                prepared,
-                self.config.algorithm.data,
-                self.tokenizer,
-                labels,
-                max_length=self._limit,
-                cut_by=self._limited_by,
-            )
+            fitted = encode_rows(self.config, sources, labels, self.tokenizer, build, **limits)
         counts = count_labels(fitted.dataset["labels"])
         unit = "tags" if self.config.algorithm.data is Schema.TOKENS else "rows"
         fitted = replace(fitted, notes=[*fitted.notes, *describe_counts(labels, counts, unit)])

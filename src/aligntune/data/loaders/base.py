@@ -1,37 +1,49 @@
 """What every loader is: something that reads one source into rows.
 
-    class TOMLLoader(BaseLoader):
+    class TOMLLoader(FileLoader):
         suffixes = (".toml",)
 
-        def read_file(self, path):
+        def iterate(self, path, read, bad):
             ...
-            return Rows(rows, source=path.name)
+            yield f"{path.name}:{line}", row
 
-and one line in `aligntune.data.resolver.LOADERS`. Loaders neither map columns nor detect formats.
+and one line in `aligntune.data.loaders.directory`. Loaders neither map columns nor detect formats.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from aligntune import errors
-from aligntune.core.config import DatasetConfig
-from aligntune.data.rows import Rows, split_of_name, take_split
+from aligntune.core.config import DatasetConfig, ReadConfig
+from aligntune.data.rows import BadRows, Rows, split_of_name, take_split
 from aligntune.errors import ConfigurationError, ValidationError
 
 if TYPE_CHECKING:
     import datasets
 
+Placed = Iterator[tuple[str, dict[str, Any]]]
+"""Rows, each with its place."""
+MEGABYTE = 1_000_000
+TEXT_KEYS = ("encoding",)
+FOLDER_KEYS = ("pattern", "recursive", "types")
+
 
 class BaseLoader(ABC):
-    """Reads one source. Subclasses give `read`."""
+    """Reads one source. Subclasses give `read`, and `stream` where rows can come one by one."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     """File name endings that belong to this loader (lower case; `.gz` may follow)."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """The keys of `DatasetConfig.read` that mean something to this loader."""
 
     @abstractmethod
     def read(self, source: DatasetConfig) -> Rows:
@@ -40,6 +52,20 @@ class BaseLoader(ABC):
         Raises:
             ValidationError: the source cannot be read, or holds no such split.
         """
+
+    def stream(self, source: DatasetConfig, bad: BadRows) -> Placed:
+        """The rows one by one, with bounded memory.
+
+        Raises:
+            ConfigurationError: this kind of source cannot be streamed.
+        """
+        raise ConfigurationError(
+            f"{source.name} cannot be streamed: {type(self).__name__} reads it whole", hint="remove streaming"
+        )
+
+    def identity(self, source: DatasetConfig) -> Any:
+        """What tells this content from any other, as plain values."""
+        raise NotImplementedError
 
     def load(self, name: str | Path, **options: Any) -> datasets.Dataset:
         """The source as a data set with the columns that it has.
@@ -54,18 +80,54 @@ class BaseLoader(ABC):
 
 
 class FileLoader(BaseLoader):
-    """A loader of single files. Subclasses give `suffixes` and `read_file`."""
+    """A loader of single files. Subclasses give `suffixes` and `iterate`."""
 
     @abstractmethod
-    def read_file(self, path: Path) -> Rows:
+    def iterate(self, path: Path, read: ReadConfig, bad: BadRows) -> Placed:
+        """The rows of one file, each with its place, in file order; rows that cannot be read go to `bad`."""
+
+    def read_file(self, path: Path, read: ReadConfig | None = None, bad: BadRows | None = None) -> Rows:
         """All rows of one file."""
+        bad = bad if bad is not None else BadRows()
+        placed = list(self.iterate(path, read or ReadConfig(), bad))
+        return Rows([row for _, row in placed], path.name, [place for place, _ in placed], self.notes(path, read))
+
+    def notes(self, path: Path, read: ReadConfig | None) -> list[str]:
+        """Sentences about how this file is read."""
+        return []
 
     def read(self, source: DatasetConfig) -> Rows:
-        refuse_hub_keys(source)
+        refuse_unused_keys(source, self.options)
         path = Path(source.name).expanduser()
-        own = split_of_name(path.name)
-        known = tuple(dict.fromkeys(("train", own or "train", split_alias(source.split, own))))
-        return take_split(self.read_file(path), source.split, known=known)
+        bad = BadRows(source.on_bad_row == "skip")
+        rows = self.read_file(path, source.read, bad)
+        rows.skipped = bad.rows
+        return take_split(rows, source.split, known=known_splits(path.name, source.split))
+
+    def stream(self, source: DatasetConfig, bad: BadRows) -> Placed:
+        refuse_unused_keys(source, self.options)
+        path = Path(source.name).expanduser()
+        take_split(Rows([], path.name), whole_split(source), known=known_splits(path.name, source.split))
+        return self.iterate(path, source.read, bad)
+
+    def identity(self, source: DatasetConfig) -> Any:
+        return file_identity(Path(source.name).expanduser())
+
+
+def file_identity(path: Path) -> dict[str, str]:
+    """A file's name and the SHA-256 of its bytes.
+
+    Raises:
+        errors.EnvironmentError: no permission, or a fault of the disk.
+    """
+    with readable(path), open(path, "rb") as file:
+        return {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def known_splits(name: str, split: str) -> tuple[str, ...]:
+    """The splits that a file answers to: `train`, the one that its name carries, and the user's word for that."""
+    own = split_of_name(name)
+    return tuple(dict.fromkeys(("train", own or "train", split_alias(split, own))))
 
 
 def split_alias(split: str, own: str | None) -> str:
@@ -76,13 +138,33 @@ def split_alias(split: str, own: str | None) -> str:
     return base if own is not None and split_of_name(base) == own else "train"
 
 
-def refuse_hub_keys(source: DatasetConfig) -> None:
-    """`subset` and `revision` mean something at the hub only.
+def whole_split(source: DatasetConfig) -> str:
+    """The split of a stream.
 
     Raises:
-        ConfigurationError: one is set for a local source.
+        ConfigurationError: it is a slice, which a stream cannot count.
     """
-    for key in ("subset", "revision"):
+    if any(mark in source.split for mark in "[(+"):
+        raise ConfigurationError(
+            f"split '{source.split}' is a slice, and a stream does not know how long it is",
+            hint="name the whole split, or remove streaming",
+        )
+    return source.split
+
+
+def refuse_unused_keys(source: DatasetConfig, options: tuple[str, ...], *, hub: bool = False) -> None:
+    """Refuse keys that mean nothing to this kind of source.
+
+    Raises:
+        ConfigurationError: names the first.
+    """
+    default = ReadConfig()
+    for key in vars(default):
+        if key not in options and not key.startswith("_") and getattr(source.read, key) != getattr(default, key):
+            raise ConfigurationError(
+                f"'read.{key}' has no meaning for the source '{source.name}'", hint=f"remove read.{key}"
+            )
+    for key in () if hub else ("subset", "revision"):
         if getattr(source, key) is not None:
             raise ConfigurationError(
                 f"'{key}' has no meaning for the local source '{source.name}'",
@@ -90,34 +172,115 @@ def refuse_hub_keys(source: DatasetConfig) -> None:
             )
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file's content, unpacked when its name ends in `.gz`.
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn faults of the disk and of archives into one message.
 
     Raises:
         ValidationError: the archive is damaged or cut off.
         errors.EnvironmentError: no permission, or a fault of the disk.
     """
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValidationError(f"{path}: damaged gzip archive ({error})", hint="fetch or pack the file again") from error
     except OSError as error:
         raise errors.EnvironmentError(
-            f"{path}: cannot be read ({error.strerror})", hint="check its permissions"
+            f"{path}: cannot be read ({error.strerror or error})", hint="check its permissions, and links to it"
         ) from error
 
 
-def decode(path: Path, data: bytes) -> str:
-    """UTF-8 text (a byte order mark is dropped).
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file's content as a stream, unpacked when its name ends in `.gz`; use it inside `readable`."""
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb", buffering=1 << 20)  # type: ignore[return-value]
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's content, unpacked when its name ends in `.gz`.
 
     Raises:
-        ValidationError: a byte is not UTF-8; the message names the line.
+        ValidationError, errors.EnvironmentError: see `readable`.
     """
+    with readable(path), open_bytes(path) as file:
+        return file.read()
+
+
+def codec(path: Path, encoding: str) -> str:
+    """Python's name of the codec, one that drops a byte order mark for UTF-8.
+
+    Raises:
+        ConfigurationError: there is none of this name.
+    """
+    import codecs
+
     try:
-        return data.decode("utf-8-sig")
+        name = codecs.lookup(encoding).name
+        "".encode(name)  # a codec of bytes, such as `zlib`, is no encoding of text
+    except (LookupError, TypeError) as error:
+        raise ConfigurationError(
+            f"read.encoding: there is no text encoding '{encoding}' (for {path})", hint="utf-8, latin-1, utf-16, cp1252"
+        ) from error
+    return "utf-8-sig" if name == "utf-8" else name
+
+
+def decode(path: Path, data: bytes, encoding: str = "utf-8") -> str:
+    """The text of a file (a byte order mark is dropped).
+
+    Raises:
+        ValidationError: a byte is not of this encoding; the message names the line.
+        ConfigurationError: there is no such encoding.
+    """
+    name = codec(path, encoding)
+    try:
+        return data.decode(name)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValidationError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8", hint="save the file as UTF-8"
-        ) from error
+        shown = "UTF-8" if name == "utf-8-sig" else encoding
+        raise not_text(path, line, data[error.start], shown) from error
+
+
+def not_text(path: Path, line: int, byte: int, shown: str) -> ValidationError:
+    """A byte that is not of the encoding."""
+    return ValidationError(
+        f"{path}:{line}: byte 0x{byte:02x} is not {shown}",
+        hint="save the file as UTF-8, or set read.encoding to what it is",
+        context={"path": str(path), "line": line},
+    )
+
+
+def text_lines(path: Path, read: ReadConfig, *, newline: str) -> Iterator[str]:
+    """Lines of a text file with their ends, each at most `read.max_line_mb` long.
+
+    Args:
+        path: the file.
+        read: encoding and limit.
+        newline: what ends a line, as for `open`.
+
+    Raises:
+        ValidationError: a byte is not of the encoding, a line is too long, or the archive is damaged.
+    """
+    limit = int(read.max_line_mb * MEGABYTE)
+    with readable(path), open_bytes(path) as file:
+        lines = io.TextIOWrapper(file, encoding=codec(path, read.encoding), newline=newline)
+        number = 0
+        while True:
+            number += 1
+            try:
+                line = lines.readline(limit + 1)
+            except UnicodeError as error:
+                decode(path, read_bytes(path), read.encoding)  # finds the line
+                raise ValidationError(f"{path}: not {read.encoding} ({error})", hint="set read.encoding") from error
+            if not line:
+                return
+            if len(line) > limit and not line.endswith("\n"):
+                raise too_long(path, number, read)
+            yield line
+
+
+def too_long(path: Path, line: int, read: ReadConfig) -> ValidationError:
+    """A line over the limit."""
+    return ValidationError(
+        f"{path}:{line}: the line is longer than read.max_line_mb = {read.max_line_mb:g} MB",
+        hint="mend the file, or raise read.max_line_mb",
+        context={"path": str(path), "line": line},
+    )

@@ -10,7 +10,8 @@ entity), and those between are kept as `column_2`, `column_3` ...: `column_mappi
 
 Columns are apart by tabs where the file has any, else by spaces. A blank line may hold spaces or tabs. `-DOCSTART-`
 lines begin documents and are left out. A line with `#` in front and another number of columns is a comment. Files
-without tags are not handled.
+without tags are not handled, and a fault in a line is one of the file: `on_bad_row: skip` cannot tell where its
+sentence ends.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from aligntune.data.loaders.base import FileLoader, decode, read_bytes
-from aligntune.data.rows import Rows
+from aligntune.core.config import ReadConfig
+from aligntune.data.loaders.base import TEXT_KEYS, FileLoader, Placed, decode, read_bytes
+from aligntune.data.rows import BadRows, Rows
 from aligntune.errors import ValidationError
 
 CONLLU = ("id", "tokens", "lemma", "tags", "xpos", "feats", "head", "deprel", "deps", "misc")
@@ -32,8 +34,15 @@ class CoNLLLoader(FileLoader):
 
     suffixes: ClassVar[tuple[str, ...]] = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 
-    def read_file(self, path: Path) -> Rows:
-        lines = [line.rstrip("\r") for line in decode(path, read_bytes(path)).split("\n")]
+    options: ClassVar[tuple[str, ...]] = TEXT_KEYS
+
+    def iterate(self, path: Path, read: ReadConfig, bad: BadRows) -> Placed:
+        rows = self.read_file(path, read, bad)
+        yield from zip(rows.places or [], rows.rows, strict=True)
+
+    def read_file(self, path: Path, read: ReadConfig | None = None, bad: BadRows | None = None) -> Rows:
+        text = decode(path, read_bytes(path), (read or ReadConfig()).encoding)
+        lines = [line.rstrip("\r") for line in text.split("\n")]
         universal = path.name.lower().removesuffix(".gz").endswith(".conllu")
         tab = "\t" if any("\t" in line for line in lines if line.strip()) else None
         names = list(CONLLU) if universal else None

@@ -10,10 +10,12 @@ Code in a data set's repository is never run (the library dropped that in versio
 
 from __future__ import annotations
 
+from typing import Any
+
 from aligntune import errors
 from aligntune.core.config import DatasetConfig
-from aligntune.data.loaders.base import BaseLoader
-from aligntune.data.rows import Rows, class_names
+from aligntune.data.loaders.base import BaseLoader, Placed, refuse_unused_keys, whole_split
+from aligntune.data.rows import BadRows, Rows, check_columns, class_names
 from aligntune.errors import ValidationError
 
 
@@ -28,7 +30,24 @@ class HFLoader(BaseLoader):
         self.cache_dir = cache_dir
 
     def read(self, source: DatasetConfig) -> Rows:
-        """See `BaseLoader.read`.
+        data = self._open(source)
+        where = f"{source.name}[{source.subset}]" if source.subset else source.name
+        if source.columns is not None:
+            check_columns(source.columns, data.column_names, where)
+            data = data.select_columns(source.columns)
+        return Rows(data.to_list(), source=f"{where}, split {source.split}", class_names=class_names(data.features))
+
+    def stream(self, source: DatasetConfig, bad: BadRows) -> Placed:
+        whole_split(source)
+        for number, row in enumerate(self._open(source, streaming=True), start=1):
+            yield f"{source.name}, split {source.split}, row {number}", row
+
+    def identity(self, source: DatasetConfig) -> Any:
+        """The library's fingerprint, which names the files and their version at the hub."""
+        return self._open(source)._fingerprint
+
+    def _open(self, source: DatasetConfig, **more: Any) -> Any:
+        """The library's data set; see `BaseLoader.read`.
 
         Raises:
             ValidationError: no such data set, subset or split.
@@ -36,10 +55,11 @@ class HFLoader(BaseLoader):
         """
         import datasets
 
+        refuse_unused_keys(source, (), hub=True)
         name = source.name
         try:
-            data = datasets.load_dataset(
-                name, source.subset, split=source.split, revision=source.revision, cache_dir=self.cache_dir
+            return datasets.load_dataset(
+                name, source.subset, split=source.split, revision=source.revision, cache_dir=self.cache_dir, **more
             )
         except datasets.exceptions.DatasetNotFoundError as error:
             raise ValidationError(
@@ -61,5 +81,3 @@ class HFLoader(BaseLoader):
                 f"data set '{name}' (subset {source.subset}, split {source.split}) cannot be loaded: {detail}",
                 hint="set `subset` and `split` to ones that the data set has",
             ) from error
-        where = f"{name}[{source.subset}]" if source.subset else name
-        return Rows(data.to_list(), source=f"{where}, split {source.split}", class_names=class_names(data.features))

@@ -2,84 +2,117 @@
 
 CSV cells stay text: `007` keeps its zeros and `NA` stays the word. The header names the columns; a row with
 another number of cells is refused with its line. The delimiter is the one that the header uses most among `,`
-`;` tab `|`.
+`;` tab `|`, unless `read.delimiter` says. Files without a header row: `read: {header: [text, label]}`.
 
 >>> CSVLoader().load("intents.csv")[0]
 {'text': 'I am still waiting on my card?', 'category': 'card_arrival'}
-
-Files without a header row are not handled here: every value of the first row would become a name.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from aligntune.data.loaders.base import FileLoader, decode, read_bytes
-from aligntune.data.rows import Rows, class_names
+from aligntune.core.config import ReadConfig
+from aligntune.data.loaders.base import MEGABYTE, TEXT_KEYS, FileLoader, Placed, readable, text_lines
+from aligntune.data.rows import BadRows, Rows, class_names
 from aligntune.errors import ValidationError
+
+BATCH = 1000
+"""Rows of a Parquet file read at once."""
 
 
 class CSVLoader(FileLoader):
     """Reads `.csv` and `.tsv`, each also with `.gz` after it."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
+    options: ClassVar[tuple[str, ...]] = (*TEXT_KEYS, "delimiter", "header", "max_line_mb")
 
-    def read_file(self, path: Path) -> Rows:
-        text = decode(path, read_bytes(path))
-        first = text.split("\n", 1)[0]
-        tab = path.name.lower().removesuffix(".gz").endswith(".tsv")
-        delimiter = "\t" if tab else max(",;\t|", key=first.count)
+    def iterate(self, path: Path, read: ReadConfig, bad: BadRows) -> Placed:
+        delimiter = read.delimiter or _delimiter(path, read)
         # The limit on a cell belongs to the csv module as a whole, so it is put back.
-        limit = csv.field_size_limit(max(len(text), 131072))
+        limit = csv.field_size_limit(max(int(read.max_line_mb * MEGABYTE), 131072))
         try:
-            rows, places = _parse(path, text, delimiter)
+            yield from _parse(path, read, delimiter, bad)
         finally:
             csv.field_size_limit(limit)
-        usual = "\t" if tab else ","
-        notes = [] if delimiter == usual else [f"{path.name}: cells are separated by {delimiter!r}."]
-        return Rows(rows, source=path.name, places=places, notes=notes)
+
+    def notes(self, path: Path, read: ReadConfig | None) -> list[str]:
+        read = read or ReadConfig()
+        delimiter = read.delimiter or _delimiter(path, read)
+        return (
+            []
+            if delimiter == ("\t" if _is_tsv(path) else ",")
+            else [f"{path.name}: cells are separated by {delimiter!r}."]
+        )
 
 
-def _parse(path: Path, text: str, delimiter: str) -> tuple[list[dict[str, str]], list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[dict[str, str]] = []
-    places: list[str] = []
-    header: list[str] | None = None
+def _is_tsv(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(".tsv")
+
+
+def _delimiter(path: Path, read: ReadConfig) -> str:
+    first = next(text_lines(path, read, newline=""), "")
+    return "\t" if _is_tsv(path) else max(",;\t|", key=first.count)
+
+
+def _parse(path: Path, read: ReadConfig, delimiter: str, bad: BadRows) -> Placed:
+    reader = csv.reader(text_lines(path, read, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = list(read.header) if isinstance(read.header, list) else None
     start = 1
-    try:
-        for cells in reader:
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
             line, start = start, reader.line_num + 1
-            if not cells:
+            fault = _fault(path, line, f"not CSV ({error})", "mend the quotes of this row")
+            if "unexpected end of data" in str(error):  # an open quote: where its row ends, nobody knows
+                raise fault from error
+            bad.take(f"{path.name}:{line}", fault)
+            continue
+        if cells is None:
+            return
+        line, start = start, reader.line_num + 1
+        if not cells:
+            continue
+        if header is None:
+            header = _header(path, cells) if read.header else [f"column_{i}" for i in range(1, len(cells) + 1)]
+            if read.header:
                 continue
-            if header is None:
-                header = _header(path, cells)
-            elif len(cells) != len(header):
-                raise ValidationError(
-                    f"{path}:{line}: {len(cells)} cells, the header has {len(header)}",
-                    hint="quote cells that hold the delimiter, or mend this row",
-                    context={"path": str(path), "line": line},
-                )
-            else:
-                rows.append(dict(zip(header, cells, strict=True)))
-                places.append(f"{path.name}:{line}")
-    except csv.Error as error:
-        raise ValidationError(
-            f"{path}:{start}: not CSV ({error})",
-            hint="mend the quotes of this row",
-            context={"path": str(path), "line": start},
-        ) from error
-    return rows, places
+        fault = _wrong(path, line, cells, header, named=isinstance(read.header, list))
+        if fault is None:
+            yield f"{path.name}:{line}", dict(zip(header, cells, strict=True))
+        else:
+            bad.take(f"{path.name}:{line}", fault, cells)
+
+
+def _wrong(path: Path, line: int, cells: list[str], header: list[str], *, named: bool) -> ValidationError | None:
+    if len(cells) != len(header):
+        whose = "read.header" if named else "the header"
+        what = f"{len(cells)} cells, {whose} has {len(header)}"
+        return _fault(path, line, what, "quote cells that hold the delimiter, or mend this row")
+    if any("\0" in cell for cell in cells):
+        return _fault(path, line, "a NUL character", "remove it, or set read.encoding (UTF-16 text has such bytes)")
+    return None
+
+
+def _fault(path: Path, line: int, what: str, hint: str) -> ValidationError:
+    return ValidationError(f"{path}:{line}: {what}", hint=hint, context={"path": str(path), "line": line})
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
     names = [name.strip() or f"column_{i}" for i, name in enumerate(cells, start=1)]
+    if any("\0" in name for name in names):
+        raise _fault(path, 1, "a NUL character", "remove it, or set read.encoding (UTF-16 text has such bytes)")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValidationError(f"{path}:1: column '{twice[0]}' stands twice in the header", hint="rename one of the two")
+        raise ValidationError(
+            f"{path}:1: column '{twice[0]}' stands twice in the header",
+            hint="rename one of the two, or set `read: {header: [...]}` where the first line is a row",
+        )
     return names
 
 
@@ -88,20 +121,35 @@ class ParquetLoader(FileLoader):
 
     suffixes: ClassVar[tuple[str, ...]] = (".parquet",)
 
-    def read_file(self, path: Path) -> Rows:
-        import pyarrow
-        from pyarrow import parquet
+    def iterate(self, path: Path, read: ReadConfig, bad: BadRows) -> Placed:
+        number = 0
+        for batch in _batches(path):
+            for row in batch:
+                number += 1
+                yield f"{path.name}, row {number}", row
 
-        try:
-            table = parquet.ParquetFile(path).read()
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-            raise ValidationError(f"{path}: not Parquet ({error})", hint="fetch or write the file again") from error
-        return Rows(table.to_pylist(), source=path.name, class_names=_declared(table.schema.metadata or {}))
+    def read_file(self, path: Path, read: ReadConfig | None = None, bad: BadRows | None = None) -> Rows:
+        rows = [row for batch in _batches(path) for row in batch]
+        return Rows(rows, source=path.name, class_names=_declared(path))
 
 
-def _declared(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+def _batches(path: Path) -> Iterator[list[dict[str, Any]]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with readable(path), parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH):
+                yield batch.to_pylist()
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, UnicodeDecodeError) as error:
+        raise ValidationError(f"{path}: not Parquet ({error})", hint="fetch or write the file again") from error
+
+
+def _declared(path: Path) -> dict[str, list[str]]:
     """The label names that the `datasets` library writes beside a table."""
-    stored = metadata.get(b"huggingface")
+    from pyarrow import parquet
+
+    stored = (parquet.read_schema(path).metadata or {}).get(b"huggingface")
     if stored is None:
         return {}
     from datasets import Features

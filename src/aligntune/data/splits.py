@@ -1,0 +1,102 @@
+"""Training and test rows of one source: by chance, by class in proportion, or with classes of one size.
+
+| how | test rows | training rows |
+|---|---|---|
+| plain | a share of all rows, drawn with the seed | the others |
+| stratified | the share of each class (largest remainders), at least one of each class of two | the others |
+| balanced | as stratified | of each class as many as the smallest has |
+
+>>> parts = split_rows(["a", "a", "b", "b"], test=0.5, seed=0, stratify=True)
+>>> sorted(parts.train + parts.test)
+[0, 1, 2, 3]
+
+Both parts are in file order, and together with `left_out` they are a permutation of the rows.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from aligntune.errors import ConfigurationError, ValidationError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of both parts, and of the rows that balancing leaves out."""
+
+    train: list[int]
+    test: list[int]
+    left_out: list[int] = field(default_factory=list)
+
+    def report(self, labels: Sequence[str]) -> list[dict[str, object]]:
+        """How many rows of each class stand where: `label`, `rows`, `train`, `test`, `left_out`."""
+        parts = {"train": self.train, "test": self.test, "left_out": self.left_out}
+        counts = {name: Counter(labels[i] for i in part) for name, part in parts.items()}
+        total = Counter(labels)
+        return [
+            {"label": label, "rows": total[label], **{name: count[label] for name, count in counts.items()}}
+            for label in sorted(total, key=lambda label: (-total[label], label))
+        ]
+
+
+def split_rows(
+    labels: Sequence[str], *, test: float, seed: int = 42, stratify: bool = False, balance: bool = False
+) -> Split:
+    """Split rows.
+
+    Args:
+        labels: the class of each row; anything where there are no classes.
+        test: share of the rows that are held out, between 0 and 1, or a number of rows from 1.
+        seed: of the draw.
+        stratify: hold out each class in proportion.
+        balance: as `stratify`, and leave out training rows until every class has as many as the smallest.
+
+    Raises:
+        ConfigurationError: the share leaves no row on one side.
+        ValidationError: balancing needs each class among the training rows.
+    """
+    count = round(test * len(labels)) if 0 < test < 1 else int(test)
+    if count < 1 or count >= len(labels) or (test >= 1 and test != int(test)):
+        raise ConfigurationError(
+            f"a test part of {test:g} leaves one part of {len(labels)} rows empty",
+            hint="give a share between 0 and 1, or a number of rows below the total",
+        )
+    generator = random.Random(seed)
+    if not stratify and not balance:
+        held = set(generator.sample(range(len(labels)), count))
+        return Split([i for i in range(len(labels)) if i not in held], sorted(held))
+    classes: dict[str, list[int]] = {}
+    for i, label in enumerate(labels):
+        classes.setdefault(label, []).append(i)
+    held, left_out = set(), set()
+    shares = _shares({label: len(rows) for label, rows in classes.items()}, count)
+    for label in sorted(classes):
+        generator.shuffle(classes[label])
+        held |= set(classes[label][: shares[label]])
+    if balance:
+        rest = {label: [i for i in rows if i not in held] for label, rows in classes.items()}
+        smallest = min(rest, key=lambda label: (len(rest[label]), label))
+        if not rest[smallest]:
+            raise ValidationError(
+                f"the class '{smallest}' has {len(classes[smallest])} rows, none of them left to train on",
+                hint="leave the class out, or split without balancing",
+            )
+        left_out = {i for rows in rest.values() for i in rows[len(rest[smallest]) :]}
+    train = [i for i in range(len(labels)) if i not in held and i not in left_out]
+    return Split(train, sorted(held), sorted(left_out))
+
+
+def _shares(sizes: dict[str, int], count: int) -> dict[str, int]:
+    """Held-out rows of each class: its exact share, rounded by largest remainder; classes of two rows give one."""
+    total = sum(sizes.values())
+    exact = {label: count * size / total for label, size in sizes.items()}
+    shares = {label: int(share) for label, share in exact.items()}
+    order = sorted(sizes, key=lambda label: (shares[label] - exact[label], label))
+    for label in order[: count - sum(shares.values())]:
+        shares[label] += 1
+    for label, size in sizes.items():
+        shares[label] = min(max(shares[label], 1 if size > 1 else 0), size - 1 if size > 1 else shares[label])
+    return shares
