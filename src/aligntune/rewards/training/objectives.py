@@ -147,7 +147,8 @@ def parse_objective(value: Any) -> tuple[type[Objective], dict[str, Any]]:
         raise ConfigurationError(
             "objective needs a name", hint=f"write `objective: {{name: ...}}` with one of {', '.join(OBJECTIVES)}"
         )
-    name: str = ALIASES.get(raw["name"], raw["name"])
+    given: str = raw["name"]
+    name = ALIASES.get(given, given)
     if name not in OBJECTIVES:
         raise ConfigurationError(f"unknown objective '{name}'", hint=nearest(name, OBJECTIVES))
     return OBJECTIVES[name], {k: v for k, v in raw.items() if k != "name"}
