@@ -67,7 +67,7 @@ def command(
             scores = _score(rewards, chunk, column, where)
             stats.update(scores.stats)
             for i, (line, row) in enumerate(chunk):
-                found = {"line": line, "score": scores.total[i]}
+                found: dict[str, Any] = {"line": line, "score": scores.total[i]}
                 if len(rewards.components) > 1:
                     found["components"] = {name: values[i] for name, values in scores.components.items()}
                 if settings.json:
@@ -167,7 +167,7 @@ def _score(rewards: CompositeReward, chunk: list[Row], column: str | None, where
 
     names = [_column(row, column, where, line) for line, row in chunk]
     texts = [row[name] for name, (_, row) in zip(names, chunk, strict=True)]
-    columns = columns_of([{k: v for k, v in row.items() if k not in {*TEXT, column}} for _, row in chunk])
+    columns = columns_of([{k: v for k, v in row.items() if k not in names} for _, row in chunk])
     try:
         return rewards.score_batch(texts, columns)
     except RewardError as e:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--map", "mapping", metavar="OURS=THEIRS", multiple=True, help="Column of --data: prompt=question.")
 @click.option("--gold", metavar="COLUMN", help="Column with the texts that should score highest.")
 @click.option("--samples", type=click.IntRange(2), default=50, show_default=True, help="Rows drawn from the data.")
-@click.option("--gap", type=click.FloatRange(0, 1), default=0.2, show_default=True, help="Least gap, of the range.")
+@click.option("--gap", type=click.FloatRange(0, 1), help="Least gap, of the range; 0.2, for kind reference 0.1.")
 @click.option(
     "--least", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="What gold must reach, of the range."
 )
@@ -35,7 +35,7 @@ def command(
     file: str | None,
     gold: str | None,
     samples: int,
-    gap: float,
+    gap: float | None,
     least: float,
     seed: int | None,
     **flags: Any,
@@ -119,5 +119,11 @@ def parameters(given: tuple[str, ...], parse: Any, flag: str = "--param") -> dic
 
 
 def _text(trial: RewardTrial) -> str:
+    skipped: dict[str, list[str]] = {}
+    for check in trial.checks:
+        if check.status == "not applicable":
+            skipped.setdefault(check.detail, []).append(check.name)
     about = f"{trial.name} ({trial.kind}, {trial.rows} rows, gold: {trial.gold or 'none'})"
-    return f"{about}\n{table([[c.name, c.status, c.detail] for c in trial.checks], ['check', 'status', 'seen'])}"
+    rows = [[c.name, c.status, c.detail] for c in trial.checks if c.status != "not applicable"]
+    lines = [about, table(rows, ["check", "status", "seen"])]
+    return "\n".join([*lines, *(f"not applicable: {', '.join(names)}: {why}" for why, names in skipped.items())])

@@ -5,7 +5,8 @@
 
 - `gold`: at least 98% of the rows score `least` (0.95) of the range with their gold text.
 - `empty`, `echo`, `junk`, `keywords`, `hedge`, `another answer`, `gold in noise`, `shortest`, `longest`, `injection`:
-  the mean stays below the gold's by `gap` (0.2) of the range, and at most 10% of the rows reach their gold's score.
+  the mean stays below the gold's by `gap` of the range (0.2; 0.1 for overlap with a reference), and at most 10% of the
+  rows reach their gold's score.
 - `deterministic`, `batch`, `order`, `pickle`: equal scores a second time, one by one, in reverse, and of a copy.
 - `hostile texts`, `exceptions`: no text raises.
 - `latency` never fails: milliseconds of a call (p50, p95, p99) and texts a second in a batch.
@@ -37,7 +38,10 @@ GOLD_COLUMNS = (
     "canonical_solution", "code", "completion", "response", "output", "solution", "answer", "query", "reference",
 )  # fmt: skip
 """Where the gold text is looked for, in this order, unless the user names a column."""
-LEAST, GAP, MOST_EQUAL, GOLD_ROWS, BEATS = 0.95, 0.2, 0.1, 0.98, 0.9
+LEAST, MOST_EQUAL, GOLD_ROWS, BEATS = 0.95, 0.1, 0.98, 0.9
+GAPS = {"reference": 0.1}
+"""Overlap gives "the right answer or another one" its due: chrF 0.82, METEOR 0.88 on TruthfulQA's answers."""
+GAP = 0.2
 COMPARES = ("verifiable", "reference")
 """Kinds that compare with the row, so that its gold answer should score highest."""
 SINGLES = 200
@@ -104,7 +108,7 @@ def try_reward(
     name: str | None = None,
     gold: str | None = None,
     least: float = LEAST,
-    gap: float = GAP,
+    gap: float | None = None,
     seed: int = 0,
 ) -> RewardTrial:
     """Run every check.
@@ -115,7 +119,7 @@ def try_reward(
         name: in the result; the reward's own if left out.
         gold: the column with texts that should score highest.
         least: share of the range that gold must reach.
-        gap: share of the range that probes must stay below gold.
+        gap: share of the range that probes must stay below gold; None takes that of the reward's kind.
         seed: of the probes.
 
     Raises:
@@ -132,6 +136,7 @@ def try_reward(
     column, why = _gold_column(reward, rows, gold)
     golds = [gold_text(row.get(column)) for row in rows] if column else [None] * len(rows)
     score = _Scorer(reward, rows)
+    gap = GAPS.get(reward.kind, GAP) if gap is None else gap
     checks, base = [], score(golds)
     checks.append(_gold(reward, golds, base, least, why))
     for probe in probes(rows, golds, seed=seed):
