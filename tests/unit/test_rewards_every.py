@@ -118,7 +118,7 @@ ENTRIES: dict[str, Entry] = {
                        worse=(*JUNK, "a horrible day"), extra="vaderSentiment"),
     # rewards made of another
     "rescaled": Entry({"reward": "length", "to": [1, 0]}, best="", worse=("one two three four five six " * 2,)),
-    "gated": Entry({"reward": "length", "gate": {"type": "regex", "params": {"pattern": "days"}}}, best="days " * 12),
+    "gated": Entry({"reward": "length", "gate": {"type": "regex", "params": {"pattern": "seven"}}}, best="seven " * 12),
     "length_controlled": Entry({"reward": "length"}, best="one two three four five six " * 2, grouped=True, worse=("",)),
     "metric_only": Entry({"reward": "length"}, best="one two three four five six " * 2, worse=("",)),
     # models
@@ -187,10 +187,10 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[s
 def verdict(messages: list[dict[str, str]]) -> str:
     """A judge that knows the right answer, reads nothing but the answers, and obeys nobody."""
     asked = messages[-1]["content"]
-    if "ANSWER A" in asked:
-        good = [RIGHT in part for part in asked.rpartition("ANSWER A")[2].partition("ANSWER B")[::2]]
+    if "[ANSWER A " in asked:
+        good = [RIGHT in part for part in asked.partition("[ANSWER A ")[2].partition("[ANSWER B ")[::2]]
         return json.dumps({"reason": "", "winner": "tie" if good[0] == good[1] else "AB"[good[1]]})
-    return json.dumps({"reason": "", "score": 5 if RIGHT in asked.rpartition("ANSWER")[2] else 1})
+    return json.dumps({"reason": "", "score": 5 if RIGHT in asked.partition("[ANSWER ")[2] else 1})
 
 
 def entry(name: str) -> Entry:
