@@ -80,8 +80,8 @@ def diversity(
     """How far an answer differs from the other answers to the same prompt, after their thoughts.
 
     `self_bleu`: 1 - its BLEU with the others as references (extra `text`). `distinct`: the share of its n-grams that no
-    other answer has, over the first words that all answers have, because the share falls with the length. Both judge
-    the first 1,000 words. An answer without words scores 0. The score is one of a group, so a batch is needed: scored
+    other answer has (repeated ones count once), over the first words that all answers have, because the share falls
+    with the length. Both judge the first 1,000 words. An answer without words scores 0. The score is one of a group, so a batch is needed: scored
     alone, a text has none.
 
     Args:
