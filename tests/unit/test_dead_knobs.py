@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ import plugs
 from aligntune.algorithms.base import algorithm_names, get_algorithm, get_task, task_names
 from aligntune.algorithms.mirror_map import MirrorMap
 from aligntune.algorithms.preference import Preference, Referenced
-from aligntune.core.config import DatasetConfig, PeftConfig, RewardConfig, RLConfig, SFTConfig
+from aligntune.core.config import DatasetConfig, JudgeConfig, PeftConfig, RewardConfig, RLConfig, SFTConfig
 from aligntune.core.config.base import is_section, to_plain, walk
 from aligntune.core.config.io import build_config
 from aligntune.core.config.reading import set_key
@@ -50,13 +51,26 @@ HELD_HUB = {"evaluation.dataset": {"name": "someone/rows"}}
 TWO = {"datasets": [{"name": "{rows}"}, {"name": "{more}"}]}
 VLLM = {"generation.use_vllm": True}
 SERVER = {**VLLM, "generation.vllm_mode": "server"}
+ASKS = {"rewards": [{"type": "engagement", "params": {"backend": "judge"}}]}
+JUDGED = {**ASKS, "judge": {"url": "http://here/v1", "model": "m"}}
+LOCALLY = {**ASKS, "judge": {"kind": "local", "model": "m"}}
 TEMPLATE = helpers.CHAT_TEMPLATE.replace("<|im_start|>'", "<|im_start|>the '")
+
+REWARD = {"type": "{rewards}:letters"}
+PAIR = {"rewards": [REWARD, {"type": "{rewards}:longer"}]}
+BOUNDED = {"rewards": [{"type": "{rewards}:ranged"}, {"type": "{rewards}:ranged", "name": "second"}]}
+GATED = {**PAIR, "composition.mode": "gated", "composition.gates": {"letters": 1}}
+ORDERED = {**BOUNDED, "composition.mode": "lexicographic", "composition.tolerance": {"ranged": 10}}
+SILENT = {"rewards": [{**REWARD, "params": {"letter": "boom"}, "on_error": "skip"}, {"type": "{rewards}:longer"}]}
+RUNNING = {**PAIR, "composition.normalise": "running"}
 
 KEYS: dict[str, Other] = {
     "backend": Other("{other_backend}"),
     "isolation": Other("process"),
     "output_dir": Other("elsewhere"),
     "cache.dir": Other("/tmp/cache", HUB),
+    "cache.enabled": Other(False),
+    "cache.max_gb": Other(1e-9),
     "model.name_or_path": Other("{plain}"),
     "model.revision": Other("v2"),
     "model.precision": Other("{precision}"),
@@ -124,6 +138,25 @@ KEYS: dict[str, Other] = {
     "generation.vllm_importance_sampling_mode": Other("token_mask", VLLM),
     "generation.vllm_importance_sampling_clip_max": Other(5.0, VLLM),
     "generation.vllm_importance_sampling_clip_min": Other(0.5, VLLM),
+    "judge.kind": Other("local", JUDGED),
+    "judge.model": Other("another", JUDGED),
+    "judge.url": Other("http://there/v1", JUDGED),
+    "judge.api_key_env": Other("A_KEY", JUDGED),
+    "judge.temperature": Other(0.5, JUDGED),
+    "judge.max_tokens": Other(7, JUDGED),
+    "judge.extra": Other({"top_p": 0.5}, JUDGED),
+    "judge.timeout": Other(7.0, JUDGED),
+    "judge.retries": Other(1, JUDGED),
+    "judge.requests_per_minute": Other(7.0, JUDGED),
+    "judge.concurrency": Other(2, JUDGED),
+    "judge.cache": Other("{folder}", JUDGED),
+    "judge.price_in": Other(2.0, JUDGED),
+    "judge.price_out": Other(2.0, JUDGED),
+    "judge.max_cost": Other(5.0, {**JUDGED, "judge.price_in": 1.0, "judge.price_out": 1.0}),
+    "judge.revision": Other("v2", LOCALLY),
+    "judge.precision": Other("bf16", LOCALLY),
+    "judge.batch_size": Other(3, LOCALLY),
+    "judge.trust_remote_code": Other(True, LOCALLY),
     "rewards.0.type": Other("{rewards}:longer"),
     "rewards.0.weight": Other(2.0),
     "rewards.0.name": Other("mine"),
@@ -132,6 +165,14 @@ KEYS: dict[str, Other] = {
     "rewards.0.normalization": Other("minmax", {"rewards.0.type": "{rewards}:ranged"}),
     "rewards.0.deadline": Other(0.05, {"rewards.0.params": {"letter": "slow"}}),
     "rewards.0.on_error": Other("skip", {"rewards.0.params": {"letter": "boom"}}),
+    "composition.mode": Other("min", PAIR),
+    "composition.gates": Other({"letters": 4}, GATED),
+    "composition.tolerance": Other({"ranged": 1}, ORDERED),
+    "composition.none": Other("zero", SILENT),
+    "composition.clip": Other([0.0, 1.0]),
+    "composition.normalise": Other("running"),
+    "composition.normalise_of": Other("components", RUNNING),
+    "composition.normalise_scale": Other(False, {**RUNNING, "composition.normalise_of": "components"}),
     "@data.name": Other("{more}"),
     "@data.subset": Other("main", HUB),
     "@data.split": Other("train[:50%]"),
@@ -142,6 +183,22 @@ KEYS: dict[str, Other] = {
     "@data.prompt_template": Other("Asked: {{ other }}"),
     "@data.system_prompt": Other("Be brief."),
     "@data.max_samples": Other(2),
+    "@data.columns": Other(["other"]),
+    "@data.on_bad_row": Other("skip", {"@data.name": "{bad}"}),
+    "@data.streaming": Other(True),
+    "@data.read.delimiter": Other("|"),
+    "@data.read.header": Other(False),
+    "@data.read.encoding": Other("utf-16"),
+    "@data.read.max_line_mb": Other(1e-5),
+    "@data.read.rows_at": Other("a.b"),
+    "@data.read.pattern": Other("*.csv"),
+    "@data.read.recursive": Other(False),
+    "@data.read.types": Other(["csv"]),
+    "@data.filter.min_chars": Other(100000),
+    "@data.filter.max_chars": Other(1),
+    "@data.filter.deduplicate": Other("exact", {"@data.name": "{twice}"}),
+    "@data.filter.near_threshold": Other(0.5),
+    "@data.filter.languages": Other(["de"]),
     "@data.weight": Other(3.0, TWO),
     "evaluation.dataset.name": Other("{more}", HELD),
     "evaluation.dataset.subset": Other("main", HELD_HUB),
@@ -153,6 +210,22 @@ KEYS: dict[str, Other] = {
     "evaluation.dataset.prompt_template": Other("Asked: {{ other }}", HELD),
     "evaluation.dataset.system_prompt": Other("Be brief.", HELD),
     "evaluation.dataset.max_samples": Other(2, HELD),
+    "evaluation.dataset.columns": Other(["other"], HELD),
+    "evaluation.dataset.on_bad_row": Other("skip", {"evaluation.dataset": {"name": "{bad}"}}),
+    "evaluation.dataset.streaming": Other(True, HELD),
+    "evaluation.dataset.read.delimiter": Other("|", HELD),
+    "evaluation.dataset.read.header": Other(False, HELD),
+    "evaluation.dataset.read.encoding": Other("utf-16", HELD),
+    "evaluation.dataset.read.max_line_mb": Other(1e-5, HELD),
+    "evaluation.dataset.read.rows_at": Other("a.b", HELD),
+    "evaluation.dataset.read.pattern": Other("*.csv", HELD),
+    "evaluation.dataset.read.recursive": Other(False, HELD),
+    "evaluation.dataset.read.types": Other(["csv"], HELD),
+    "evaluation.dataset.filter.min_chars": Other(100000, HELD),
+    "evaluation.dataset.filter.max_chars": Other(1, HELD),
+    "evaluation.dataset.filter.deduplicate": Other("exact", {"evaluation.dataset": {"name": "{twice}"}}),
+    "evaluation.dataset.filter.near_threshold": Other(0.5, HELD),
+    "evaluation.dataset.filter.languages": Other(["de"], HELD),
     "evaluation.dataset.weight": Other(3.0, HELD),
 }
 ADAPTIVE = {"algo.use_adaptive_entropy": True}
@@ -412,9 +485,12 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_mode
             {**row, "instruction": f"Do {i}.", "output": "Done.", "question": f"{i} + 1?", "answer": f"#### {i + 1}"}
             for i, row in enumerate(kinds["rows"])
         ]
+        kinds["bad"], kinds["twice"] = kinds["rows"], kinds["rows"] + kinds["rows"][:1]
         for name, rows in kinds.items():
             found[f"{case}/{name}"] = folder / f"{case}-{name}.jsonl"
             found[f"{case}/{name}"].write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        with open(found[f"{case}/bad"], "a", encoding="utf-8") as file:
+            file.write("no row\n")
     return found
 
 
@@ -508,7 +584,7 @@ def full_config(case: Case) -> Any:
         if case.sft
         else {"algo": {"name": case.name}, "datasets": [data]}
     )
-    more = {} if case.sft else {"rewards": [RewardConfig(type="length")]}
+    more = {} if case.sft else {"rewards": [RewardConfig(type="length")], "judge": JudgeConfig(model="m")}
     return cls(model={"name_or_path": "x", "peft": PeftConfig()}, evaluation={"dataset": data}, **own, **more)
 
 
@@ -557,7 +633,19 @@ def plainly(value: Any) -> Any:
 class Probe:
     """What a run would do. Each part is computed when it is asked for."""
 
-    PARTS = ("made", "arguments", "plugged", "loaded", "data", "asked", "scored", "watched", "classified")
+    PARTS = (
+        "made",
+        "arguments",
+        "plugged",
+        "loaded",
+        "data",
+        "asked",
+        "judged",
+        "scored",
+        "watched",
+        "classified",
+        "kept",
+    )
 
     def __init__(self, config: Any, patch: pytest.MonkeyPatch, hub_rows: Path) -> None:
         self.config, self.patch, self.hub_rows = config, patch, hub_rows
@@ -666,6 +754,16 @@ class Probe:
         train, held = trainer._train_rows(), trainer._eval_rows()
         return [self.calls, list(train.dataset), list(held.dataset) if held else None]
 
+    def kept(self) -> Any:
+        """How many entries a fresh data cache holds after the rows are prepared."""
+        from aligntune.data import DatasetCache
+
+        self.patch.setenv("ALIGNTUNE_CACHE", tempfile.mkdtemp(dir=self.hub_rows.parent))
+        if self.config.backend == "unsloth":
+            self._fake_unsloth()
+        self.trainer()._train_rows()
+        return len(DatasetCache().list())
+
     def _offer_hub(self) -> None:
         """Let every hub id be there, and record what is asked for."""
         import datasets
@@ -726,13 +824,21 @@ class Probe:
         self.config.algorithm.attach(hf, trainer)
         return [loss.weights, type(hf.class_sampler).__name__, trainer.labels.names]
 
+    def judged(self) -> Any:
+        """The judge that the rewards ask, and what it is made of; `test_judges` shows what each key does."""
+        rewards = self.trainer().rewards
+        judges = [getattr(c.reward, "judge", None) for c in rewards.components] if rewards is not None else []
+        return [[type(j).__name__, to_plain(j.config)] for j in judges if j is not None]
+
     def scored(self) -> Any:
         """Scores of two answers by the run's rewards."""
         trainer = self.trainer()
         if trainer.rewards is None:
             return None
-        scores = trainer.rewards.score_batch(["banana", "eel"], {"prompt": ["p", "p"]})
-        return [scores.total, scores.components, {k: v for k, v in scores.stats.items() if v}]
+        columns = {"prompt": ["p", "p"], "other": ["other 1", "other 2"]}
+        scores = trainer.rewards.score_batch(["banana", "eel"], columns)
+        trained = trainer.rewards.score_batch(["banana", "eel"], columns, train=True).total
+        return [scores.total, trained, scores.components, {k: v for k, v in scores.stats.items() if v}]
 
     def watched(self) -> Any:
         """What the callback does in four steps, and what reaches the run folder."""
@@ -754,7 +860,14 @@ class Probe:
         return [self.calls, trainer._run.rows, vars(control)]
 
 
-FIRST = {"model": "loaded", "@data": "data", "rewards": "scored", "evaluation": "asked", "logging": "watched"}
+FIRST = {
+    "judge": "judged",
+    "model": "loaded",
+    "@data": "data",
+    "rewards": "scored",
+    "evaluation": "asked",
+    "logging": "watched",
+}
 
 
 def outcome(case: Case, changes: dict[str, Any], part: str, patch: pytest.MonkeyPatch) -> Any:
@@ -776,9 +889,13 @@ def refuses(error: AlignTuneError, key: str, value: Any) -> bool:
 def fault(case: Case, key: str, other: Other, patch: pytest.MonkeyPatch, known: dict[Any, Any]) -> str | None:
     """None if the key has an effect or is refused; else what is wrong."""
     value = case.fill(other.value)
-    first = FIRST.get(key.partition(".")[0] if key.startswith(("model", "rewards", "evaluation", "logging")) else "")
+    first = FIRST.get(
+        key.partition(".")[0] if key.startswith(("model", "rewards", "evaluation", "logging", "judge")) else ""
+    )
     if key.startswith(("dataset", "evaluation.dataset")):
         first = "data"
+    if key in ("cache.enabled", "cache.max_gb"):
+        first = "kept"
     for part in sorted(Probe.PARTS, key=lambda p: p != first):
         changed = outcome(case, {**other.needs, key: value}, part, patch)
         if isinstance(changed, AlignTuneError):
