@@ -100,6 +100,7 @@ def create_sft_trainer(config: ConfigSource | None = None, **keywords: Any) -> T
         config: a file, mapping or configuration to start from; keyword arguments beat it.
         keywords: `model_name`, `dataset_name`, `task_type`, `backend`, `output_dir`, `max_steps`, `learning_rate` ...
             (docs/configuration.md lists them all), a parameter of the task, or a dotted key with `__` for the dot.
+            `dataset` and `eval_dataset` take rows in memory: a list of mappings, a `datasets.Dataset`, a `DataFrame`.
 
     Raises:
         ConfigurationError: an unknown argument (the nearest is named), or a wrong configuration.
@@ -122,7 +123,7 @@ def create_rl_trainer(config: ConfigSource | None = None, **keywords: Any) -> Tr
 
 
 def _create(kind: Kind, config: ConfigSource | None, keywords: dict[str, Any], start: dict[str, Any]) -> Trainer:
-    keys = keywords_to_keys(kind, keywords)
+    keys = keywords_to_keys(kind, _rows_named(keywords))
     if config is None:
         data: Any = {"dataset": {}} if kind == "sft" else {"datasets": [{}]}
         config = {**start, **data}
@@ -141,6 +142,21 @@ def _create(kind: Kind, config: ConfigSource | None, keywords: dict[str, Any], s
         warnings.warn(notice, FutureWarning, stacklevel=3)
     loaded = load_config(config, keywords=keys)  # type: ignore[arg-type]
     return create_trainer(loaded, expect=kind)
+
+
+def _rows_named(keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments with rows in memory (`dataset`, `eval_dataset`) written down and named by their file."""
+    named = dict(keywords)
+    for key, name in (("dataset", "dataset_name"), ("eval_dataset", "eval_dataset_name")):
+        if key in named:
+            from aligntune.data.objects import is_object, materialise
+
+            if is_object(named[key]):
+                if name in named:
+                    raise ConfigurationError(f"both {key} and {name} are given", hint="keep one of the two")
+                rows = named.pop(key)
+                named[name] = str(materialise(rows, keywords.get("cache__dir")))
+    return named
 
 
 class BackendFactory:

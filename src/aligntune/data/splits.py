@@ -15,12 +15,21 @@ Both parts are in file order, and together with `left_out` they are a permutatio
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from aligntune.algorithms.base import Schema
+from aligntune.core.config import DatasetConfig
+from aligntune.data.examples import lookup
+from aligntune.data.rows import Rows
 from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.registry import nearest
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,88 @@ def split_rows(
         left_out = {i for rows in rest.values() for i in rows[len(rest[smallest]) :]}
     train = [i for i in range(len(labels)) if i not in held and i not in left_out]
     return Split(train, sorted(held), sorted(left_out))
+
+
+def write_split(
+    source: DatasetConfig,
+    folder: str | Path,
+    *,
+    test: float,
+    by: str | None = None,
+    stratify: bool = False,
+    balance: bool = False,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Write the parts of a source as `train.jsonl` and `test.jsonl` (and `left_out.jsonl`), with `split.json` about them.
+
+    Args:
+        source: as in a configuration.
+        folder: is made; files of these names must not be there.
+        test, stratify, balance, seed: see `split_rows`.
+        by: the column of the classes, or a dotted path.
+
+    Returns:
+        `source`, `notes`, `seed`, `parts` (rows, file, SHA-256 by part), `classes` (see `Split.report`) and `skipped`.
+
+    Raises:
+        ConfigurationError: a file is there already, or the share leaves a part empty.
+        ValidationError: the source cannot be read, or a row has no class.
+    """
+    from aligntune.data.manager import DataManager, preset_of
+    from aligntune.utils.files import write_atomic, write_json
+
+    root = Path(folder).expanduser()
+    names = {"train": "train.jsonl", "test": "test.jsonl", "left_out": "left_out.jsonl"}
+    for name in [*names.values(), "split.json"]:
+        if (root / name).exists():
+            raise ConfigurationError(f"{root / name} is there already", hint="give another --out")
+    manager = DataManager(Schema.TEXT)
+    _, source, notes = preset_of(source)
+    rows = manager.load(source)
+    labels = _labels(rows, by)
+    parts = split_rows(labels, test=test, seed=seed, stratify=stratify, balance=balance)
+    root.mkdir(parents=True, exist_ok=True)
+    told: dict[str, Any] = {}
+    for part, name in names.items():
+        numbers = getattr(parts, part)
+        if numbers or part != "left_out":
+            text = "".join(json.dumps(rows.rows[i], ensure_ascii=False, default=str) + "\n" for i in numbers)
+            data = text.encode("utf-8", "surrogatepass")
+            write_atomic(root / name, data)
+            digest = hashlib.sha256(data).hexdigest()
+            told[part] = {"rows": len(numbers), "file": str(root / name), "sha256": digest}
+    report = {
+        "source": rows.source,
+        "notes": [*notes, *manager.resolver.notes, *rows.notes],
+        "seed": seed,
+        "test": test,
+        "by": by,
+        "stratify": stratify,
+        "balance": balance,
+        "parts": told,
+        "classes": parts.report(labels) if by is not None else [],
+        "skipped": rows.skipped,
+    }
+    write_json(root / "split.json", report)
+    return report
+
+
+def _labels(rows: Rows, by: str | None) -> list[str]:
+    if by is None:
+        return [""] * len(rows)
+    if by.split(".")[0] not in rows.columns:
+        raise ValidationError(
+            f"{rows.source} has no column '{by}'; columns found: {', '.join(rows.columns)}",
+            hint="--by " + nearest(by, rows.columns),
+        )
+    named = rows.with_class_names({by}).rows
+    labels = []
+    for i, row in enumerate(named):
+        value = lookup(row, by)
+        if value is None or isinstance(value, (list, dict)) or not str(value).strip():
+            raise ValidationError(f"{rows.place(i)}: no class in '{by}'", hint="mend the row, or give another column")
+        labels.append(str(value))
+    return labels
 
 
 def _shares(sizes: dict[str, int], count: int) -> dict[str, int]:
