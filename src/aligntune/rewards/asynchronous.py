@@ -43,7 +43,12 @@ class _Loop(threading.Thread):
 
     def run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        self.loop.run_forever()  # until it is given up
+        left = asyncio.all_tasks(self.loop)
+        for task in left:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        self.loop.close()
 
 
 _lock = threading.Lock()

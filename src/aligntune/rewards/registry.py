@@ -12,25 +12,19 @@ It does not hold weights or thresholds: these belong to `CompositeReward`.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from aligntune.errors import ConfigurationError
-from aligntune.registry import nearest
 from aligntune.rewards.base import REWARDS, UNBOUNDED, FunctionReward, RewardFunction, reward_class
 from aligntune.rewards.signature import PROVIDED
+from aligntune.utils.user_code import load_function
 
 if TYPE_CHECKING:
     from aligntune.core.config.sections import RewardConfig
@@ -95,7 +89,7 @@ class RewardRegistry:
         Raises:
             ConfigurationError: an unknown name or parameter; the hint has the nearest name, or the parameters.
         """
-        return resolve(name)(**params)
+        return make_reward(name, params)
 
     @classmethod
     def list_rewards(cls) -> list[str]:
@@ -170,6 +164,7 @@ def make_reward(
         if "deadline" in params:
             raise ConfigurationError(f"reward '{cls.name}' has two deadlines", hint="remove params.deadline")
         params = {**params, "deadline": deadline}
+    _check_names(cls, params)
     made = cls(**params)
     if deadline is not None and not own:
         made.deadline = deadline
@@ -188,15 +183,19 @@ def resolve(kind: str | Enum) -> type[RewardFunction]:
         if name.endswith(".py"):
             raise ConfigurationError(f"reward '{name}' names no function", hint=f"write {name}:function")
         return REWARDS.get(name)
-    place, _, attribute = name.rpartition(":")
-    module = _load_file(place) if place.endswith(".py") else _load_module(place)
-    target = getattr(module, attribute, None)
-    if target is None:
-        functions = [
-            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
-        ]
-        raise ConfigurationError(f"{place} has no function '{attribute}'", hint=nearest(attribute, functions))
-    return _as_class(target, attribute, origin=name)
+    target = load_function(name, "reward")
+    return _as_class(target, name.rpartition(":")[2], origin=name)
+
+
+def _check_names(cls: type[RewardFunction], params: dict[str, Any]) -> None:
+    """Refuse parameters that a reward class does not take; a function's are checked with their types."""
+    named = inspect.signature(cls).parameters
+    if issubclass(cls, FunctionReward) or any(p.kind is p.VAR_KEYWORD for p in named.values()):
+        return
+    for key in params:
+        if key not in named:
+            shown = nearest(key, named) if named else "it has no parameters"
+            raise ConfigurationError(f"reward '{cls.name or cls.__name__}' has no parameter '{key}'", hint=shown)
 
 
 def _parameters(cls: type[RewardFunction]) -> set[str]:
@@ -235,47 +234,6 @@ def _as_class(
         )
     options = {} if deadline is None else {"deadline": deadline}
     return reward_class(target, name, kind=kind, range=range, origin=origin, **options)  # type: ignore[arg-type]
-
-
-def _load_file(place: str) -> ModuleType:
-    """Execute a user's file as a module of its own, once for each content."""
-    path = Path(place).expanduser().absolute()
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
-        guess = f"did you mean {path.parent / near[0]}? " if near else ""
-        raise ConfigurationError(
-            f"the reward file {place} does not exist", hint=f"{guess}paths are relative to {Path.cwd()}"
-        )
-    digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
-    name = f"aligntune_rewards_{path.stem}_{digest}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigurationError(f"{place} cannot be read as Python", hint="give a .py file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))  # the file may import its neighbours
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as e:  # user code: whatever it raises must name the file
-        del sys.modules[name]
-        raise ConfigurationError(
-            f"the reward file {place} failed to import: {type(e).__name__}: {e}", hint=f"run: python {place}"
-        ) from e
-    finally:
-        sys.path.remove(str(path.parent))
-    return module
-
-
-def _load_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as e:
-        raise ConfigurationError(
-            f"the reward module '{name}' cannot be imported: {e}",
-            hint="give package.module:function of an installed package, or path/to/file.py:function",
-        ) from e
 
 
 @cache

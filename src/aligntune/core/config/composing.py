@@ -87,7 +87,13 @@ def training_faults(config: Any) -> Iterable[Fault]:
         if algo.group_size == 1:
             yield "composition.normalise", "group compares the answers to one prompt, and algo.num_generations is 1"
     if algo.bounded_rewards:
-        yield "composition.normalise", f"{algo.key} compares rewards with an expected value in [0, 1]; set it to none"
+        yield (
+            "composition.normalise",
+            (
+                f"{algo.key} compares rewards with an expected value in [0, 1]; remove it, with normalise_of and "
+                "normalise_scale"
+            ),
+        )
     elif c.normalise_of == "total" and does <= algo.invariance:
         sentence = f"{algo.key} compares totals in a way that this does not change; remove it"
         yield "composition.normalise", f"{c.normalise} has no effect here: {sentence}"
