@@ -24,9 +24,19 @@ VOCABULARY = np.asarray([f"w{i}" for i in range(3000)])
 
 
 def run(
-    seed: int, *, fault: str | None = None, steps: int = 30, groups: int = 8, size: int = 8
+    seed: int, *, fault: str | None = None, steps: int = 30, groups: int = 8, size: int = 8, wander: float = 0.0
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-    """The columns of a rollouts table and a resolved configuration."""
+    """The columns of a rollouts table and a resolved configuration.
+
+    Args:
+        seed: of everything random.
+        fault: one of `FAULTS`; None for a clean run.
+        steps: of the run.
+        groups: in a step.
+        size: completions in a group.
+        wander: size of a slow movement of all scores from step to step (standard deviation of the log-odds of the
+            accuracy, by an autoregression of 0.8), which makes the groups of a step resemble each other.
+    """
     rng = np.random.default_rng(seed)
     n = steps * groups * size
     step = np.repeat(np.arange(1, steps + 1), groups * size)
@@ -34,10 +44,14 @@ def run(
     done = (step - 1) / max(steps - 1, 1)
     cell = (step - 1) * groups + group
     ease = rng.normal(0, 1.0, steps * groups)[cell]
-    skill = 1 / (1 + np.exp(-(ease - 0.4 + 1.0 * done)))
+    moved = np.zeros((3, steps))
+    for i in range(1, steps) if wander else ():
+        moved[:, i] = 0.8 * moved[:, i - 1] + 0.6 * wander * np.random.default_rng([seed, i]).normal(size=3)
+    shift = moved[:, step - 1]
+    skill = 1 / (1 + np.exp(-(ease - 0.4 + 1.0 * done + shift[0])))
     accuracy = (rng.random(n) < skill).astype(float)
-    form = (rng.random(n) < 0.6 + 0.25 * done).astype(float)
-    quality = np.clip(rng.normal(0.45 + 0.1 * done, 0.15), 0, 1)
+    form = (rng.random(n) < np.clip(0.6 + 0.25 * done + 0.1 * shift[1], 0, 0.9)).astype(float)
+    quality = np.clip(rng.normal(0.45 + 0.1 * done + 0.05 * shift[2], 0.15), 0, 1)
     held = np.clip(0.6 * accuracy + 0.4 * rng.random(n), 0, 1)
     tokens = np.round(np.exp(rng.normal(4.6 - 0.15 * accuracy, 0.3))).astype(int)
     prompts = [f"question {c} about {VOCABULARY[c * 7 % 3000]}" for c in cell]
