@@ -242,18 +242,24 @@ def people(name: str, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any
         "stories260K": (convert_stories260k(SHARED / "models/stories260K", folder / "stories"), 512, 5e-4),
     }
     demo = json.loads((SHARED / "data/dpo_en_demo/dpo_en_demo.json").read_text())
+    names = {"human": "user", "gpt": "assistant", "system": "system"}
     other = [
-        {"prompt": r["conversations"][-1]["value"], "chosen": r["chosen"]["value"], "rejected": r["rejected"]["value"]}
+        {
+            "prompt": [{"role": names[m["from"]], "content": m["value"]} for m in r["conversations"]],
+            "chosen": r["chosen"]["value"],
+            "rejected": r["rejected"]["value"],
+        }
         for r in demo
-        if len(r["conversations"]) == 1
     ]
     folds = [int(hashlib.sha256(prompt_key(row["prompt"]).encode()).hexdigest(), 16) % FOLDS for row in rows]
     found: dict[str, Any] = {"rows": len(rows)}
     for base, (path, length, rate) in bases.items():
-        options: dict[str, Any] = {"epochs": 3, "length": length, "rate": rate}
+        options: dict[str, Any] = {"epochs": 2, "length": length, "rate": rate}
         trainer = fit(path, other, folder / f"{base}-transfer", **options)
         found[f"{base}/transfer"] = {**summary(*judge(trainer, rows)), "trained_on": len(trainer.data.pairs)}
         print(name, base, found[f"{base}/transfer"])
+        if base != "scratch":
+            continue  # five more trainings of the slower one would tell the same
         pairs: list[Any] = []
         gaps: list[float] = []
         for fold in range(FOLDS):

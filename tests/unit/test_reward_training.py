@@ -430,3 +430,17 @@ def test_all_pairs_of_a_small_group_are_found_by_brute_force() -> None:
     assert {(prompt_key(p.prompt), p.chosen, p.rejected) for p in made.pairs} == expected
     assert isinstance(made[0], Pair)
     assert len(made) == len(expected)
+
+
+def test_the_page_lists_every_key_of_reward_models(repo: Path) -> None:
+    from dataclasses import fields
+
+    from aligntune.core.config.root import RLConfig
+    from aligntune.rewards.training.config import PairConfig, RewardModelConfig
+    from aligntune.rewards.training.objectives import OBJECTIVES
+
+    page = (repo / "docs/reward-models.md").read_text(encoding="utf-8")
+    own = {f.name for f in fields(RewardModelConfig)} - {f.name for f in fields(RLConfig)}  # type: ignore[arg-type]
+    keys = {f"pairs.{f.name}" for f in fields(PairConfig)} | (own - {"objective", "pairs"})  # type: ignore[arg-type]
+    keys |= {f"objective.{f.name}" for o in OBJECTIVES.values() for f in fields(o)}  # type: ignore[arg-type]
+    assert [key for key in sorted(keys) if f"| `{key}` |" not in page] == []
