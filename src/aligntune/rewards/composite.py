@@ -278,18 +278,22 @@ class CompositeReward:
         scored = {c.name: [c.transform(s) for s in raw[c.name]] for c in self.components}
         normal = self.rules.normalise if train else "none"
         groups = prompt_groups(columns.get("prompt", [0] * len(texts)), group_size) if normal == "group" else []
-        parts = scored
-        if normal != "none" and self.rules.normalise_of == "components":
-            parts = scored | {n: self.normaliser(n, v, groups) for n, v in scored.items() if n in self.normaliser.names}
-        rows = [[parts[c.name][i] for c in self.components] for i in range(len(texts))]
-        composed = self._composed(rows, columns)
-        total = composed
-        if normal != "none" and self.rules.normalise_of == "total":
+        composed = self._composed(self._rows(scored), columns)
+        if normal == "none":
+            total = composed
+        elif self.rules.normalise_of == "total":
             total = self.normaliser(TOTAL, composed, groups)
+        else:
+            apart = {n: self.normaliser(n, v, groups) for n, v in scored.items() if n in self.normaliser.names}
+            total = self._composed(self._rows(scored | apart), columns)
         total = self.composition.clipped(total)
         counts = {k: v for k, v in stats.items() if v}
         counts |= {"rows": len(texts), "rows_dropped": sum(t is None for t in total)}
         return BatchScores(total, scored, raw, counts, composed, self._weights(columns))
+
+    def _rows(self, columns: Mapping[str, Sequence[Score]]) -> list[tuple[Score, ...]]:
+        """The values of each row, in the order of the components."""
+        return list(zip(*(columns[c.name] for c in self.components), strict=True))
 
     def _composed(self, rows: Sequence[Sequence[Score]], columns: Mapping[str, Sequence[Any]]) -> list[Score]:
         """One total for each row of component values."""

@@ -22,6 +22,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from aligntune.errors import ConfigurationError
+from aligntune.registry import nearest
 from aligntune.rewards.base import REWARDS, UNBOUNDED, FunctionReward, RewardFunction, reward_class
 from aligntune.rewards.signature import PROVIDED
 from aligntune.utils.user_code import load_function
