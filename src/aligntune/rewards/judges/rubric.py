@@ -53,7 +53,7 @@ _CONTROL = re.compile(
     r"<(?=\|[^|<>\n]{1,40}\|>|｜[^｜<>\n]{1,40}｜>|/?s>|(?:start|end)_of_turn>|</?SYS>>)|\[(?=/?INST\])"
 )
 _FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", re.DOTALL)
-_NAMED = re.compile(r"\bscore\s*(?:is|of|:|=)?\s*\**(-?\d+)(?![\d.%])", re.IGNORECASE)
+_NAMED = re.compile(r"\bscore\s*(?:is|of|:|=)?\s*\**(-?\d+)(?!\d|%|\.\d)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

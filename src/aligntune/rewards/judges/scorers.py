@@ -37,6 +37,8 @@ from aligntune.rewards.judges.rubric import as_text, grade, load_rubric
 from aligntune.rewards.signature import gold_column
 
 Row = Mapping[str, Any]
+ECHO_WORDS = 4
+"""A prompt of fewer words is not taken for repeated where its words stand in an answer."""
 LOADING = ("path", "revision", "batch_size", "max_length", "precision", "trust_remote_code")
 
 
@@ -281,7 +283,9 @@ class RelevanceScorer(ModelScorer):
         asked = last_question(row.get("prompt")).strip()
         if not asked:
             return text
-        return "" if normal(text) == normal(asked) else text.replace(asked, " ").strip()
+        if normal(text) == normal(asked):
+            return ""
+        return text.replace(asked, " ").strip() if len(asked.split()) >= ECHO_WORDS else text
 
 
 class ContextScorer(RelevanceScorer):
