@@ -37,6 +37,10 @@ CASES = {
         "family": "qwen2", "hidden": 512, "layers": 6, "inner": 1408, "vocabulary": 80000, "batch": 8, "length": 128,
         "peft": LORA, "checkpointing": True,
     },
+    "full, Qwen2 112M untied, 2 x 512": {
+        "family": "qwen2", "hidden": 768, "layers": 4, "inner": 3072, "vocabulary": 50000, "batch": 2, "length": 512,
+        "tied": False,
+    },
 }  # fmt: skip
 """Name to the model's shape and the batch; with `peft` adapters are trained."""
 
@@ -58,7 +62,7 @@ def write_case(folder: Path, case: dict) -> dict:
         num_hidden_layers=case["layers"],
         num_attention_heads=8,
         num_key_value_heads=4,
-        tie_word_embeddings=True,
+        tie_word_embeddings=case.get("tied", True),
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -22,14 +22,14 @@ from aligntune.errors import ConfigurationError
 
 @click.command(short_help="Check a run's file, data, masks, memory and rewards before training.")
 @click.argument("arguments", nargs=-1, metavar="FILE [KEY=VALUE]...")
-@click.option("--rows", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Rows to show as trained.")
+@click.option(
+    "--rows", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Rows to show as trained."
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 for a warning too.")
 @click.option("--smoke", is_flag=True, help="Train a few real steps on the longest rows, in a folder that is removed.")
 @click.option("--keep", is_flag=True, help="Keep the folder of --smoke.")
 @shared
-def command(
-    settings: Settings, arguments: tuple[str, ...], rows: int, strict: bool, smoke: bool, keep: bool
-) -> Output:
+def command(settings: Settings, arguments: tuple[str, ...], rows: int, strict: bool, smoke: bool, keep: bool) -> Output:
     """Check FILE, changed by KEY=VALUE: configuration, memory, rows as trained, classic mistakes, rewards.
 
     No weights are loaded and nothing is trained, unless --smoke is given.

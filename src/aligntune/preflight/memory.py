@@ -22,9 +22,7 @@ TIGHT = 0.9
 """Share of a device's memory from which an estimate within 20% is no assurance."""
 
 
-def setting_of(
-    config: RunConfig, shape: Shape, *, device: str, precision: str, longest: int | None = None
-) -> Setting:
+def setting_of(config: RunConfig, shape: Shape, *, device: str, precision: str, longest: int | None = None) -> Setting:
     """What of a configuration decides its memory.
 
     Args:
@@ -63,6 +61,7 @@ def setting_of(
         generated=generated,
         generated_length=generated_length,
         logits=logits,
+        device=device,
     )
 
 

@@ -84,7 +84,9 @@ def _score(made: Any, rows: Any) -> list[Verdict]:
     return found
 
 
-def _scores(made: Any, answers: Sequence[Sequence[str]], columns: Mapping[str, list[Any]]) -> dict[str, list[list[Any]]]:
+def _scores(
+    made: Any, answers: Sequence[Sequence[str]], columns: Mapping[str, list[Any]]
+) -> dict[str, list[list[Any]]]:
     """Component (and `total`) to a list for each way of answering, of one score for each row."""
     names = [c.name for c in made.components]
     result: dict[str, list[list[Any]]] = {name: [] for name in (*names, "total")}
@@ -155,7 +157,9 @@ def _junk(made: Any, readers: list[str], junk: Mapping[str, Any]) -> Verdict:
                 worst = max(worst, len(paid) / len(scores))
                 evidence.append(f"{c.name} pays {max(scores[i] for i in paid):g} for {text!r} ({numbers(paid)})")
     if not evidence:
-        said_of = f"junk earns nothing from {', '.join(readers)}" if readers else "no reward compares with the gold answer"
+        said_of = (
+            f"junk earns nothing from {', '.join(readers)}" if readers else "no reward compares with the gold answer"
+        )
         return Verdict("junk-reward", "rewards", "pass", said_of)
     return Verdict(
         "junk-reward", "rewards", "fail" if worst > 0.5 else "warn", "an answer that says nothing is paid", evidence[:6],
@@ -183,7 +187,9 @@ def _varies(made: Any, scores: Mapping[str, Any]) -> Verdict:
             constant.append((c.name, next(iter(values), None)))
     count = sum(len(row) for row in scores[made.components[0].name])
     if not constant:
-        return Verdict("constant-reward", "rewards", "pass", f"each component varies over {count} answers, good and bad")
+        return Verdict(
+            "constant-reward", "rewards", "pass", f"each component varies over {count} answers, good and bad"
+        )
     return Verdict(
         "constant-reward",
         "rewards",

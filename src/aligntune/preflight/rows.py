@@ -5,8 +5,8 @@
 
 Overlap with the held-out rows is looked for in three ways, from strict to loose: equal text; equal letters and digits
 (`normalise`); and 13 words in a row in common, as in GPT-3's decontamination (Brown et al. 2020, arXiv:2005.14165,
-appendix C) with this change: word sequences that stand in several held-out rows are instructions, not content, and do
-not count. Row numbers count usable rows from 1.
+appendix C) with this change: 13 words half of whose 5-word parts stand in several held-out rows are an instruction and
+not content, and do not count. Row numbers count usable rows from 1.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from aligntune.preflight.verdict import Status, Verdict, excerpt, numbers, perce
 
 GRAM = 13
 """Words in a row that two texts must share (GPT-3, appendix C)."""
-COMMON = 3
-"""Word sequences in so many held-out rows are part of the instruction, and prove nothing."""
+PART, COMMON = 5, 3
+"""Parts of so many words that stand in so many held-out rows belong to the instruction, and prove nothing."""
 BIASED, CERTAIN = 0.6, 0.01
 """Length bias is told from this share of longer chosen answers, where chance explains it with at most this probability."""
-_LEFT_OUT = re.compile(r"Left out (\d+) of (\d+) rows: (.*)\.$")
 _SAME = ("the same", "empty or null", "part before an answer")
 
 
@@ -38,7 +37,10 @@ def checks(subject: Subject, *, quick: bool = False) -> list[Verdict]:
     found = [left_out(subject), duplicates(subject)]
     if subject.schema is Schema.PREFERENCE:
         chosen, rejected = columns_of_text(subject.train.dataset, ("chosen", "rejected"))
-        found += [equal_answers(subject, chosen, rejected), length_bias(list(map(len, chosen)), list(map(len, rejected)))]
+        found += [
+            equal_answers(subject, chosen, rejected),
+            length_bias(list(map(len, chosen)), list(map(len, rejected))),
+        ]
     if subject.schema in LABELLED:
         found += labels(subject)
     if subject.evaluation is not None:
@@ -48,33 +50,39 @@ def checks(subject: Subject, *, quick: bool = False) -> list[Verdict]:
 
 def left_out(subject: Subject) -> Verdict:
     """Rows that the data layer could not use."""
-    hits = [m for note in subject.train.notes if (m := _LEFT_OUT.search(note))]
-    usable = len(subject.train.dataset)
-    if not hits:
+    skipped, usable = subject.train.skipped, len(subject.train.dataset)
+    if not skipped:
         return Verdict("rows-left-out", "data", "pass", f"none of {usable} rows; format {subject.train.format}")
-    lost, seen = sum(int(m[1]) for m in hits), max(int(m[2]) for m in hits)
     return Verdict(
         "rows-left-out",
         "data",
-        "fail" if lost > 0.5 * seen else "warn",
-        f"{percent(lost, seen)} rows cannot be used",
-        [f"{m[1]}: {m[3]}" for m in hits],
+        "fail" if len(skipped) > usable else "warn",
+        f"{percent(len(skipped), usable + len(skipped))} rows cannot be used",
+        _reasons(skipped),
         "mend or remove them, or set `format` and `column_mapping` if the columns are read wrongly",
-        {"left_out": lost, "rows": seen},
+        {"left_out": len(skipped), "rows": usable + len(skipped)},
     )
+
+
+def _reasons(skipped: Sequence[dict[str, Any]]) -> list[str]:
+    """Why rows were left out, with the first places of each reason."""
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for row in skipped:
+        places[row["reason"]].append(str(row["place"]))
+    return [f"{len(p)}: {why} ({', '.join(p[:3])}{', ...' if len(p) > 3 else ''})" for why, p in places.items()]
 
 
 def equal_answers(subject: Subject, chosen: Sequence[str], rejected: Sequence[str]) -> Verdict:
     """Pairs whose answers are empty or the same, so that they teach nothing: left out, or equal but for white space
     and case."""
-    gone = [m for note in subject.train.notes if (m := _LEFT_OUT.search(note)) and any(s in m[3] for s in _SAME)]
-    lost = sum(int(m[1]) for m in gone)
+    gone = [row for row in subject.train.skipped if any(part in row["reason"] for part in _SAME)]
+    lost = len(gone)
     near = [i for i, (a, b) in enumerate(zip(chosen, rejected, strict=True)) if normalise(a) == normalise(b)]
     blank = [i for i, (a, b) in enumerate(zip(chosen, rejected, strict=True)) if not a.strip() or not b.strip()]
     total = len(chosen) + lost
     if not lost and not near and not blank:
         return Verdict("equal-answers", "data", "pass", f"chosen and rejected differ in all {total} pairs")
-    evidence = [f"left out, {m[1]}: {m[3]}" for m in gone]
+    evidence = [f"left out, {line}" for line in _reasons(gone)]
     if near:
         evidence.append(f"equal but for white space, case and signs: {numbers(near)}: {excerpt(chosen[near[0]])!r}")
     if blank:
@@ -125,16 +133,24 @@ def duplicates(subject: Subject) -> Verdict:
     """Rows that stand in the data more than once; with labels, texts that stand with different ones."""
     rows = subject.train.dataset
     texts = list(zip(*columns_of_text(rows), strict=True))
-    keys = [(*t, str(label)) for t, label in zip(texts, rows["label"], strict=True)] if "label" in rows.column_names else texts
+    keys = (
+        [(*t, str(label)) for t, label in zip(texts, rows["label"], strict=True)]
+        if "label" in rows.column_names
+        else texts
+    )
     first: dict[Any, int] = {}
     again = [i for i, key in enumerate(keys) if first.setdefault(key, i) != i]
-    unlike = [i for i, t in enumerate(texts) if keys is not texts and subject.schema in LABELLED and t in _conflicts(keys)]
+    unlike = [
+        i for i, t in enumerate(texts) if keys is not texts and subject.schema in LABELLED and t in _conflicts(keys)
+    ]
     if not again and not unlike:
         return Verdict("duplicates", "data", "pass", f"no row of {len(keys)} stands twice")
     evidence = []
     if again:
         i = again[0]
-        evidence.append(f"row {i + 1} is row {first[keys[i]] + 1} again: {excerpt(subject.text(i))!r}; {numbers(again)}")
+        evidence.append(
+            f"row {i + 1} is row {first[keys[i]] + 1} again: {excerpt(subject.text(i))!r}; {numbers(again)}"
+        )
     if unlike:
         evidence.append(f"one text, several labels: {numbers(unlike)}: {excerpt(subject.text(unlike[0]))!r}")
     said_of = percent(len(again), len(keys))
@@ -217,11 +233,17 @@ def _missing_classes(train: Counter[str], held: Counter[str] | None, listed: lis
         return Verdict("classes", "data", "pass", f"{said_of}; the rarest is {few[0]!r} with {few[1]}", data=data)
     evidence = [
         f"{what}: {', '.join(names[:6])}" + (" ..." if len(names) > 6 else "")
-        for what, names in (("evaluated, never trained", never), ("trained, never evaluated", unseen), ("no row", empty))
+        for what, names in (
+            ("evaluated, never trained", never),
+            ("trained, never evaluated", unseen),
+            ("no row", empty),
+        )
         if names
     ]
     status: Status = "fail" if never else "warn"
-    reason = f"{len({*never, *unseen, *empty})} of {len({*train, *(held or ()), *(listed or ())})} classes miss in a split"
+    reason = (
+        f"{len({*never, *unseen, *empty})} of {len({*train, *(held or ()), *(listed or ())})} classes miss in a split"
+    )
     fix = "split by class (a stratified split), or remove the class from the list"
     return Verdict("classes", "data", status, reason, evidence, fix, data)
 
@@ -240,7 +262,7 @@ def asked(rows: Any, schema: Schema) -> list[str]:
         return [_question(value) for value in rows["prompt"]]
     if "messages" in rows.column_names:
         return [_question([m for m in value if m["role"] != "assistant"]) for value in rows["messages"]]
-    return [said(value) for value in rows["text" if "text" in rows.column_names else "tokens"]]
+    return columns_of_text(rows, tuple(n for n in ("text", "tokens", "input_ids") if n in rows.column_names)[:1])[0]
 
 
 def _question(value: Any) -> str:
@@ -299,13 +321,14 @@ def common_words(train: Sequence[str], held: Sequence[str], size: int = GRAM) ->
     known: dict[str, int] = {}
     wanted = [normalise(text).split() for text in held]
     numbered = [np.array([known.setdefault(w, len(known) + 1) for w in words], dtype=np.uint64) for words in wanted]
-    hashes = [_hashes(row, size) for row in numbered]
-    counted = Counter(h for row in hashes for h in set(row.tolist()))
-    rare = {h for h, n in counted.items() if n < COMMON}
+    parts = [_hashes(row, PART).tolist() for row in numbered]
+    counted = Counter(h for row in parts for h in set(row))
     owners: dict[int, tuple[int, int]] = {}
-    for i, row in enumerate(hashes):
-        for k, h in enumerate(row.tolist()):
-            if h in rare:
+    for i, row in enumerate(numbered):
+        often = [counted[h] >= COMMON for h in parts[i]]
+        for k, h in enumerate(_hashes(row, size).tolist()):
+            inside = often[k : k + size - PART + 1]
+            if sum(inside) * 2 < len(inside):
                 owners.setdefault(h, (i, k))
     if not owners:
         return {}

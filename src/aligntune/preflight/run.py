@@ -126,6 +126,8 @@ def _as_trained(subject: Subject, looked: Sequence[int]) -> tuple[list[Verdict],
     if batch.rows:
         verdicts += [tokens.terminator(batch, subject), *tokens.padding(batch, subject)]
         verdicts.append(tokens.double_bos(batch.rows, subject))
+        if "input_ids" not in subject.fitted.dataset.column_names:
+            verdicts.append(tokens.same_tokens(batch, subject))
     return verdicts, batch.rows
 
 

@@ -40,9 +40,7 @@ class Subject:
         masked: numbers of sampled rows in which nothing would be trained, once `fitted` was asked for.
     """
 
-    def __init__(
-        self, config: RunConfig, *, tokenizer: Any = None, train: Any = None, evaluation: Any = None
-    ) -> None:
+    def __init__(self, config: RunConfig, *, tokenizer: Any = None, train: Any = None, evaluation: Any = None) -> None:
         self.config = config
         self.faults: list[Verdict] = []
         self.masked: list[int] = []
@@ -86,7 +84,13 @@ class Subject:
             return ModelLoader(config.model, training=True, seed=config.train.seed).load_tokenizer()
         head = config.algorithm.head
         loader = ClassifierLoader(
-            config.model, head=head, labels=["a", "b"], new_head=True, training=True, seed=0, gradient_checkpointing=False
+            config.model,
+            head=head,
+            labels=["a", "b"],
+            new_head=True,
+            training=True,
+            seed=0,
+            gradient_checkpointing=False,
         )
         return loader.load_tokenizer()
 
@@ -126,9 +130,7 @@ class Subject:
         from aligntune.data import prepare_dataset
 
         with quiet_libraries():
-            return prepare_dataset(
-                source, self.schema, seed=self.config.train.seed, cache_dir=self.config.cache.dir
-            )
+            return prepare_dataset(source, self.schema, seed=self.config.train.seed, cache_dir=self.config.cache.dir)
 
     def _try(self, name: str, group: str, read: Callable[[], T]) -> T | None:
         try:
@@ -187,7 +189,12 @@ class Subject:
     def text(self, index: int) -> str:
         """A training row on one line, for messages."""
         row = self.train.dataset[index]
-        return " | ".join(said(row[name]) for name in ("prompt", "text", "messages", "completion", "chosen") if name in row)
+        names = ("prompt", "text", "messages", "completion", "chosen", "tokens")
+        if "input_ids" in row and not set(names) & set(row):
+            return (
+                str(self.tokenizer.decode(row["input_ids"])) if self.tokenizer is not None else said(row["input_ids"])
+            )
+        return " | ".join(said(row[name]) for name in names if name in row)
 
 
 class Sample:
@@ -219,7 +226,7 @@ def said(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-CONTENT = ("prompt", "completion", "chosen", "rejected", "messages", "text", "tokens")
+CONTENT = ("prompt", "completion", "chosen", "rejected", "messages", "text", "tokens", "input_ids")
 """Columns of prepared rows that hold what is read."""
 
 

@@ -10,7 +10,7 @@ from: the data, the template, the tokenizer or the collator.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,7 @@ from aligntune.algorithms.base import Schema
 from aligntune.data.tokens import Tokens, common_prefix
 from aligntune.preflight.subject import Subject
 from aligntune.preflight.templates import special_ids
-from aligntune.preflight.trained import Batch, TrainedRow
+from aligntune.preflight.trained import IGNORED, Batch, TrainedRow
 from aligntune.preflight.verdict import Verdict, excerpt, numbers, percent
 
 MANY = 0.5
@@ -157,6 +157,39 @@ def _share(batch: Batch | None) -> str:
     return f"; {trained / total:.0%} of the tokens are in the loss"
 
 
+def same_tokens(batch: Batch, subject: Subject) -> Verdict:
+    """Whether the tokens that this package makes and keeps for a run are those of the library's own preparation."""
+    from aligntune.data import render
+
+    part = replace(subject.fitted, dataset=subject.train.dataset.select(batch.kept), notes=[])
+    made = render(
+        part, subject.schema, subject.tokenizer, max_length=subject.limit, loss_on=subject.loss_on, keep_tokens="cut"
+    ).tokens
+    ours: list[tuple[list[int], list[bool]]] = []
+    if subject.schema is Schema.PREFERENCE:
+        for side in ("chosen_ids", "rejected_ids"):
+            ours += [_joined(p, a, subject.limit) for p, a in zip(made["prompt_ids"], made[side], strict=True)]
+    elif subject.schema is Schema.UNPAIRED:
+        both = zip(made["prompt_ids"], made["completion_ids"], strict=True)
+        ours = [_joined(p, a, subject.limit) for p, a in both]
+    else:
+        both = zip(made["input_ids"], made["labels"], strict=True)
+        ours = [(list(ids), [label != IGNORED for label in labels]) for ids, labels in both]
+    theirs = [(row.ids, row.trained) for row in batch.rows]
+    wrong = [row.row for row, a, b in zip(batch.rows, ours, theirs, strict=True) if a != b]
+    if not wrong:
+        return Verdict(
+            "same-tokens", "rows", "pass", f"{len(ours)} sequences are those of the library's own preparation"
+        )
+    told = f"{percent(len(wrong), len(ours))} sequences differ from the library's own preparation"
+    fix = "report this with the model's name: its tokenizer is used in another way than expected"
+    return Verdict("same-tokens", "rows", "fail", told, [numbers(wrong)], fix, {"rows": wrong})
+
+
+def _joined(prompt: list[int], answer: list[int], limit: int) -> tuple[list[int], list[bool]]:
+    return (prompt + answer)[:limit], ([False] * len(prompt) + [True] * len(answer))[:limit]
+
+
 # ---- lengths ---------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +206,8 @@ class Lengths:
 def lengths(subject: Subject) -> list[Lengths]:
     """Tokens of the sample's rows."""
     rows, schema = subject.fitted.dataset, subject.schema
+    if "input_ids" in rows.column_names:
+        return [Lengths(n, 0, len(ids), 0) for n, ids in zip(subject.sample.rows, rows["input_ids"], strict=True)]
     tokens = Tokens(subject.tokenizer, text=schema is Schema.TEXT, training_template=subject.loss_on == "assistant")
     tools = rows["tools"] if "tools" in rows.column_names else None
     # A data set's columns may hold lists of messages whose keys differ; the first column decides the shape.

@@ -2,7 +2,7 @@
 
 >>> shape = read_shape("runs/base")
 >>> estimate(shape, Setting(batch=4, length=256)).peak / 1e9
-1.71
+2.19
 
 Per device, in bytes, with P parameters, T of them trained, c bytes per number in forward passes (4 in fp32, 2 in bf16 and
 fp16), n = batch x length tokens in a forward pass, V the vocabulary, h the width, m the inner width, a and k the widths of
@@ -15,7 +15,7 @@ queries and of keys:
 | optimizer | 8 T for Adam, 2 T with 8 bit states, 0 for SGD |
 | activations | n c (sum over layers of 6 h + 2 a + 2 k + 4 m), and 2 h less under adapters (`_layer`); with gradient
   checkpointing n c h for each layer and one layer whole |
-| logits | 4 n V copies x 4 bytes: the logits, their log-softmax, and both gradients |
+| logits | 4 n V for each of 4 arrays: the logits, their log-softmax, both gradients; and parts of an entropy (`_logits`) |
 | reference | c P: a second model where the algorithm keeps one (none under LoRA, which switches its adapter off) |
 | cache | 2 c k for each layer and token of the sequences that are generated together |
 
@@ -24,7 +24,7 @@ logits), its end (weights, optimizer, gradients), and saving.
 
 Source: what PyTorch's autograd keeps for each operation of a Llama block (Korthikanti et al. 2022, arXiv:2205.05198, count
 it for GPT in fp16), and the optimizers' documentation. Measured against peaks in `benchmarks/memory.py`. It knows nothing
-of fragmentation, of CUDA's context, of ZeRO, or of tensor parallelism.
+of CUDA's context and allocator, of ZeRO, or of tensor parallelism, and its blocks are those of Llama and its kin.
 """
 
 from __future__ import annotations
@@ -35,6 +35,14 @@ from typing import Any
 
 LOGIT_COPIES = 4
 """Arrays of n x V numbers at once: logits, log-softmax, and the gradients of both."""
+ENTROPY_TOKENS, ENTROPY_COPIES = 128, 8
+"""TRL logs the entropy of the predictions, in parts of so many tokens, with about so many arrays of a part at once."""
+MAPPED = 32 << 20
+"""On the CPU smaller arrays come from the heap and leave their room there; larger ones are given back (glibc's
+`M_MMAP_THRESHOLD` as `aligntune.utils.allocation` sets it)."""
+HEAP = 1.5
+"""On the CPU: the heap that activations take, over what they hold. Buffers of many sizes come and go with every step, and
+glibc cannot reuse all of what they leave. Measured over three steps (1.4 to 1.6); GPU allocators have not been measured."""
 OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_torch_fused": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "sgd": 0.0}
 """State for each trained parameter; Adafactor's is a row and a column for each matrix, next to nothing."""
 QUANTISED = {"4bit": 0.56, "8bit": 1.06}
@@ -145,6 +153,7 @@ class Setting:
         reference: whether a second model is kept.
         generated: sequences that are generated together, 0 for none; `generated_length` their tokens.
         logits: tokens of a sequence whose logits are computed; None takes all.
+        device: cpu, cuda or mps.
     """
 
     batch: int
@@ -158,6 +167,7 @@ class Setting:
     generated: int = 0
     generated_length: int = 0
     logits: int | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -204,9 +214,9 @@ def estimate(shape: Shape, setting: Setting) -> Estimate:
     tokens = setting.batch * setting.length
     layer = _layer(shape, c, full)
     kept = shape.layers * shape.hidden * c + layer if setting.checkpointing else shape.layers * layer
-    activations = round(tokens * kept)
+    activations = round(tokens * kept * (HEAP if setting.device == "cpu" else 1))
     predicted = setting.batch * (setting.logits if setting.logits is not None else setting.length)
-    logits = LOGIT_COPIES * 4 * predicted * shape.vocabulary if shape.head else 0
+    logits = _logits(predicted, shape.vocabulary, setting.device) if shape.head else 0
     reference = base if setting.reference and full else 0
     cache = 2 * c * shape.keys * shape.layers * setting.generated * setting.generated_length
     steady = weights + optimizer + reference + RUNTIME
@@ -218,7 +228,7 @@ def estimate(shape: Shape, setting: Setting) -> Estimate:
         logits=logits,
         reference=reference,
         cache=cache,
-        loading=2 * base + RUNTIME,
+        loading=base + RUNTIME,  # the file's pages are the weights, until they are written to
         forward=steady + max(activations + logits, cache),
         backward=steady + gradients + 4 * shape.largest * (1 if full else 0),
         saving=steady + (weights if full else 4 * trained),
@@ -230,6 +240,13 @@ def _frozen(shape: Shape, quantization: str | None, c: int) -> int:
     if quantization is None:
         return c * shape.parameters
     return round(QUANTISED[quantization] * shape.linear + c * (shape.parameters - shape.linear))
+
+
+def _logits(tokens: int, vocabulary: int, device: str) -> int:
+    """Bytes of everything that has a number for each token and each entry of the vocabulary."""
+    part = 4 * min(ENTROPY_TOKENS, tokens) * vocabulary
+    kept = ENTROPY_COPIES * part if device == "cpu" and part < MAPPED else 0
+    return LOGIT_COPIES * 4 * tokens * vocabulary + kept
 
 
 def _layer(shape: Shape, c: int, full: bool) -> float:
