@@ -9,7 +9,7 @@ counts a half) on HH-RLHF's harmless test pairs and on PandaLM's human-labelled 
 nearly equal length (within 10%). A coin gives 0.5 in both.
 
 Intervals are 95%: of shares by Student's t on the pairs (Wilson where there are no ties), of AUC and F1 by 1,000
-bootstrap resamples of the rows. About four processor minutes.
+bootstrap resamples of the rows. About one processor minute.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,18 @@ def offensive(model: Path, texts: Sequence[str]) -> list[float]:
 # ---- the measurement -----------------------------------------------------------------------------------------------
 
 
-def detectors(test: Sequence[tuple[str, str]], model: Path) -> dict[str, Any]:
+def telling_words(rows: Sequence[tuple[str, str]], count: int = 20) -> list[str]:
+    """The words whose presence raises the odds of an offensive tweet most, in at least 10 tweets."""
+    from aligntune.grading.text import words
+
+    having = {True: Counter[str](), False: Counter[str]()}
+    for text, label in rows:
+        having[label != "neither"].update(set(words(text)))
+    often = [w for w, n in (having[True] + having[False]).items() if n >= 10 and len(w) > 2]
+    return sorted(often, key=lambda w: -(having[True][w] + 0.5) / (having[False][w] + 0.5))[:count]
+
+
+def detectors(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]], model: Path) -> dict[str, Any]:
     """AUC (and F1) of each score as a detector of offensive tweets."""
     from aligntune.rewards import get_reward_function
 
@@ -195,6 +207,13 @@ def detectors(test: Sequence[tuple[str, str]], model: Path) -> dict[str, Any]:
     scores = offensive(model, texts)
     found: dict[str, Any] = {"toxicity (classifier trained here)": bootstrapped(auc, scores, positive)}
     found["toxicity (classifier trained here), F1 at 0.5"] = bootstrapped(f1, scores, positive)
+    found["F1 of calling every tweet offensive"] = bootstrapped(f1, [1.0] * len(texts), positive)
+    listed = model / "words.txt"
+    listed.write_text("\n".join(telling_words(train)), encoding="utf-8")
+    lexical = get_reward_function("toxicity", backend="lexical", words=str(listed))
+    alarms = [1 - (score or 0.0) for score in lexical.batch(texts)]
+    found["toxicity (list of 20 words of the training tweets)"] = bootstrapped(auc, alarms, positive)
+    found["toxicity (list of 20 words of the training tweets), F1"] = bootstrapped(f1, alarms, positive)
     found["share of offensive tweets"] = round(sum(positive) / len(positive), 4)
     bad = [(s, label == "hate") for s, (_, label) in zip(scores, test, strict=True) if label != "neither"]
     found["the same, hate against merely offensive"] = bootstrapped(auc, [s for s, _ in bad], [h for _, h in bad])
@@ -237,7 +256,7 @@ def main() -> None:
         result = {
             "machine": machine.describe(),
             "classifier": {"train_rows": TRAIN, "epochs": 8, "processor_seconds": seconds, "labels": LABELS},
-            "detectors": detectors(rows[TRAIN : TRAIN + TEST], model),
+            "detectors": detectors(rows[:TRAIN], rows[TRAIN : TRAIN + TEST], model),
             "rankers": {
                 "hh_rlhf": rankers(hh_pairs(options.data), model),
                 "pandalm": rankers(panda_pairs(options.data), model),
