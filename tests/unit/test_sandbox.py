@@ -264,15 +264,28 @@ def test_canonical_solutions_of_humaneval_pass_and_mutants_fail(sandbox: SafeCod
     assert not mutants
 
 
-def test_canonical_solutions_of_mbpp_pass(sandbox: SafeCodeExecutor, shared: Path) -> None:
+def mbpp_failures(executor: SafeCodeExecutor, shared: Path, step: int) -> dict[int, CodeResult]:
     import json
 
     text = (shared / "data" / "mbpp" / "mbpp.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()][::6]
+    rows = [json.loads(line) for line in text.splitlines()][::step]
     jobs = [
-        {"program": r["code"], "tests": r["test_list"], "setup": r.get("test_setup_code") or "", "timeout": 30}
+        {
+            "program": r["code"],
+            "tests": [*r["test_list"], *(r.get("challenge_test_list") or [])],
+            "setup": r.get("test_setup_code") or "",
+            "timeout": 60,
+        }
         for r in rows
     ]
-    results = sandbox.run_many(jobs)
-    failed = {row["task_id"]: result.detail for row, result in zip(rows, results, strict=True) if not result.passed}
-    assert not failed
+    results = executor.run_many(jobs)
+    return {row["task_id"]: r for row, r in zip(rows, results, strict=True) if r.verdict != "passed"}
+
+
+def test_canonical_solutions_of_mbpp_pass(sandbox: SafeCodeExecutor, shared: Path) -> None:
+    assert not mbpp_failures(sandbox, shared, 6)
+
+
+@pytest.mark.slow
+def test_every_canonical_solution_of_mbpp_passes(sandbox: SafeCodeExecutor, shared: Path) -> None:
+    assert not mbpp_failures(sandbox, shared, 1)
