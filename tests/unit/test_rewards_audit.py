@@ -354,3 +354,26 @@ def test_json_text_of_lists_is_read_back() -> None:
     assert decoded("72") == "72"
     assert decoded("[a, b)") == "[a, b)"
     assert decoded(3) == 3
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------
+
+
+def test_the_run_s_page_shows_shares_and_findings(tmp_path: Path) -> None:
+    from aligntune.report import build_report
+
+    run = write_run(tmp_path / "run", *planted.run(0, fault="dominant_scale"))
+    page = build_report(run).read_text(encoding="utf-8")
+    assert "Share of the advantage" in page
+    assert "its scale drowns the rest" in page
+    assert "rewards.2.normalization" in page
+    one = table(reward=[1.0, 0.0], **{"reward/a": [1.0, 0.0]})
+    assert "The audit has no findings" in build_report(write_run(tmp_path / "one", one, {})).read_text("utf-8")
+
+
+def test_a_long_run_is_thinned_by_whole_steps(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", *planted.run(0))
+    some = read(run, most_rows=500)
+    assert len(some) == 8 * 64  # every fourth of 30 steps
+    assert some.notes == ["8 of 30 steps are looked at, evenly spread"]
+    assert read(run, most_rows=5000).notes == []

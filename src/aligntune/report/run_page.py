@@ -20,6 +20,7 @@ from aligntune.report.facts import chips, facts
 from aligntune.report.numbers import compact, percent, seconds, size
 from aligntune.report.page import message_text, write_page
 from aligntune.report.read import RunData, read_run
+from aligntune.report.rewards import reward_block
 
 STATUS_WORDS = {
     "running": "This run is still going on, or was killed.",
@@ -84,6 +85,7 @@ def _single(run: RunData, out: str | os.PathLike[str] | None) -> Path:
         notes=[str(note) for note in run.manifest.get("notes") or []],
         charts=charts(run),
         numbers=table(run),
+        rewards=reward_block(run.path),
         samples=before_after(run),
         rollouts=rollout_groups(run),
         config_text=run.config_text,

@@ -147,8 +147,12 @@ class Rollouts:
         return raw
 
 
-def read(run: str | os.PathLike[str]) -> Rollouts:
+def read(run: str | os.PathLike[str], *, most_rows: int | None = None) -> Rollouts:
     """The rollouts of a run folder.
+
+    Args:
+        run: the folder.
+        most_rows: above this, whole steps are left out, evenly, and `notes` says so; None reads all.
 
     Raises:
         ValidationError: there is no such folder, or it holds no rollouts.
@@ -166,9 +170,25 @@ def read(run: str | os.PathLike[str]) -> Rollouts:
             f"{folder} holds no rollouts",
             hint="only runs with rewards sample completions; they are stored where logging.rollouts is true",
         )
+    thinned = []
+    if most_rows is not None and table.num_rows > most_rows and "step" in table.column_names:
+        table, kept, steps = _thinned(table, most_rows)
+        thinned = [f"{kept} of {steps} steps are looked at, evenly spread"]
     config = folder / CONFIG
     plain = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return from_columns(table.to_pydict(), plain if isinstance(plain, dict) else {}, str(folder))
+    found = from_columns(table.to_pydict(), plain if isinstance(plain, dict) else {}, str(folder))
+    found.notes.extend(thinned)
+    return found
+
+
+def _thinned(table: Any, most_rows: int) -> tuple[Any, int, int]:
+    """The table with every n-th step, the number of steps kept, and the number there were."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    steps = sorted(set(table["step"].to_pylist()))
+    kept = steps[:: -(-table.num_rows // most_rows)]
+    return table.filter(pc.is_in(table["step"], value_set=pa.array(kept))), len(kept), len(steps)
 
 
 def from_columns(
