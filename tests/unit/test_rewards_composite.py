@@ -227,3 +227,29 @@ def test_completion_text() -> None:
     assert completion_text([]) == ""
     with pytest.raises(ValidationError, match="neither text nor messages"):
         completion_text([{"role": "user", "content": "x"}])
+
+
+def watched(steps: list[tuple[int, list[float | None]]], weight: float = 1.0) -> list[str]:
+    """What is told while a component `a` gives these scores."""
+    told: list[str] = []
+    other = Component("b", column("b"), 1.0)
+    reward = TRLReward(CompositeReward([Component("a", column("a"), weight), other], none="zero"), tell=told.append)
+    for step, scores in steps:
+        state = SimpleNamespace(global_step=step)
+        reward(["p"] * len(scores), ["x"] * len(scores), a=scores, b=[step, *range(1, len(scores))], trainer_state=state)
+    return [sentence for sentence in told if "'a'" in sentence]
+
+
+def test_a_constant_component_is_told_of_once_by_name() -> None:
+    assert watched([(s, [0.5, 0.5]) for s in range(19)]) == []
+    (told,) = watched([(s, [0.5, 0.5]) for s in range(60)])
+    assert "reward 'a' gave every completion of 20 steps in a row the same score (mean 0.5)" in told
+    (told,) = watched([(s, [None, None]) for s in range(60)])
+    assert "reward 'a' gave no score in 20 steps in a row" in told
+    assert len(watched([(s, [0.0]) for s in range(0, 60, 4)])) == 1  # one generation for several steps
+
+
+def test_what_changes_now_and_then_is_not_constant() -> None:
+    assert watched([(s, [0.0, float(s % 19 == 0)]) for s in range(80)]) == []
+    assert watched([(s, [float(s // 15)] * 2) for s in range(80)]) == []  # constant within a step, not over steps
+    assert watched([(s, [0.0, 0.0]) for s in range(60)], weight=0.0) == []
