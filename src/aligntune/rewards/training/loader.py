@@ -130,7 +130,7 @@ class TRLCompatibleRewardModel(RewardModelReward):
         __name__: what TRL logs it as.
     """
 
-    def __init__(self, path: str | None = None, **options: Any) -> None:
+    def __init__(self, path: str, **options: Any) -> None:
         super().__init__(path, **options)
         self.__name__ = self.name
 
