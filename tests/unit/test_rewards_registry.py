@@ -28,15 +28,23 @@ from aligntune.rewards import (
 from aligntune.rewards.base import KINDS, REWARDS
 
 BUILTINS = [
-    "answer_format", "bleu", "brevity", "choice", "chrf", "citation_check", "code_correctness", "code_execution",
-    "code_syntax", "compression_ratio", "conciseness", "contains", "cosine_length", "counterfactual_math",
-    "exact_match", "f1", "gated", "ifeval", "json_schema", "language", "length", "length_controlled",
-    "math_correctness", "math_reasoning", "mbpp_reward", "metric_only", "readability", "regex", "repetition", "rescaled",
-    "reward_model", "rouge", "sentiment", "soft_overlong",
-    "sql_result", "stdio_tests", "think_format", "tool_call", "xml_tags",
+    "answer_format", "bertscore", "bias", "bleu", "brevity", "causal_reasoning", "choice", "chrf", "citation_check",
+    "code_completeness", "code_correctness", "code_execution", "code_quality", "code_syntax", "coherence",
+    "commonsense", "compression_ratio", "conciseness", "contains", "context_relevance", "cosine_length",
+    "counterfactual_math", "counterfactual_reasoning", "diversity", "engagement", "exact_match", "f1", "factuality",
+    "financial_accuracy", "fluency", "gated", "grounded_nli", "hallucination", "harmlessness", "helpfulness",
+    "honesty", "ifeval", "instruction_following", "json_schema", "judge_pairwise", "judge_rubric", "language",
+    "legal_compliance", "length", "length_controlled", "logical_consistency", "math_correctness", "math_reasoning",
+    "mbpp_reward", "medical_accuracy", "meteor", "metric_only", "politeness", "readability", "regex", "relevance",
+    "repetition", "rescaled", "reward_ensemble", "reward_model", "rouge", "safety", "semantic_similarity",
+    "sentiment", "soft_overlong", "sql_result", "stdio_tests", "temporal_consistency", "think_format", "tool_call",
+    "toxicity", "xml_tags",
 ]  # fmt: skip
 RANGES = {
-    "reward_model": (-math.inf, math.inf),
+    **dict.fromkeys(
+        ("reward_model", "reward_ensemble", "gated", "length_controlled", "metric_only", "rescaled"),
+        (-math.inf, math.inf),
+    ),
     "mbpp_reward": (-0.5, 1),
     "soft_overlong": (-1, 0),
     "cosine_length": (-1, 1),

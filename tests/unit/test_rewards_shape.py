@@ -56,7 +56,7 @@ def test_cosine_length(n: int) -> None:
         ("conciseness", {"low": 2}, "low = 2 is above high = 1.2"),
         ("readability", {"low": 13}, "low = 13 is above high = 12"),
         ("compression_ratio", {"floor": 0}, "does not fit"),
-        ("sentiment", {}, "backend: lexical"),
+        ("sentiment", {}, "lexical \\(VADER"),
         ("sentiment", {"backend": "judge"}, "does not fit"),
     ],
 )
@@ -195,7 +195,7 @@ def test_sentiment() -> None:
     assert bad < -0.6
     scores = CompositeReward([reward]).score_batch(["good " * 100_000])
     assert scores.total[0] > 0.9
-    assert scores.stats["sentiment/truncated"] == 1
+    assert scores.stats["sentiment[lexical]/truncated"] == 1
 
 
 @pytest.mark.parametrize("name", list(NEEDED))

@@ -172,8 +172,8 @@ class KeyReward(Judging):
             self.columns |= self._scorer.columns - PROVIDED
             self.may = self._scorer.may
         self.may |= _READ.get(self.key.program or "", frozenset())
-        if backend == "lexical" and self.key.lexical == "vader":
-            self.range = (-1.0, 1.0)
+        if backend != "lexical":
+            self.range = (0.0, 1.0)
         listed = params.get("disclaimer", [])
         self._parts = {
             "disclaimer": [listed] if isinstance(listed, str) else listed,
@@ -321,6 +321,7 @@ def _make(name: str, key: Key) -> type[KeyReward]:
         "key": key,
         "known": known,
         "kind": "judge" if key.judge else "lexical",
+        "range": (-1.0, 1.0) if key.lexical == "vader" else (0.0, 1.0),
         "columns": frozenset(needs),
         "__doc__": _document(name, key),
         "__module__": __name__,
