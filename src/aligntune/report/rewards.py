@@ -128,4 +128,4 @@ def _row(c: Any) -> tuple[str, ...]:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f}%"
+    return "" if value is None else f"{round(100 * value) + 0:d}%"

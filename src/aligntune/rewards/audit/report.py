@@ -137,7 +137,8 @@ class AuditReport:
             lines.append(f"correlation within groups: {', '.join(pairs)}")
         lines += [f"note: {note}" for note in self.notes]
         lines.append("")
-        lines.append(f"{len(self.findings)} findings" if self.findings else "no findings")
+        count = len(self.findings)
+        lines.append(f"{count} finding{'s' if count > 1 else ''}" if count else "no findings")
         for finding in self.findings:
             lines += ["", *self._finding(finding)]
         return "\n".join(lines)
@@ -186,7 +187,7 @@ def _cells(c: ComponentAudit) -> list[str]:
         c.name,
         "" if c.name == "total" else f"{c.weight:.3g}",
         *("" if v is None else f"{v:.3g}" for v in (c.mean, c.std, spread)),
-        *("" if v is None else f"{v:.0%}" for v in (c.dead_groups, c.at_min, c.at_max, c.share)),
+        *("" if v is None else f"{round(v, 2) + 0.0:.0%}" for v in (c.dead_groups, c.at_min, c.at_max, c.share)),
         "" if c.length is None else f"{c.length.value:+.2f}",
         change,
     ]
