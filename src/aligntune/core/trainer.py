@@ -295,6 +295,9 @@ class Trainer:
         for key, value in late.items():
             setattr(args, key, value)
         rows = self._train_rows()
+        if rows.tokens is not None and values.get("assistant_only_loss"):
+            # The labels of token rows say it already, and TRL takes the option with message lists only.
+            values["assistant_only_loss"] = args.assistant_only_loss = False
         kwargs: dict[str, Any] = {
             "model": loaded.model,
             "args": args,
