@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -605,3 +606,32 @@ def test_a_rewards_source_names_judge_and_rubric() -> None:
     assert get_reward_function("commonsense", backend="gold").source == "commonsense, backend gold: a program"
     assert set(JUDGE) == {"judge", "rubric", "max_chars"}
     assert SimpleNamespace(**get_reward_function("commonsense", backend="gold").params).backend == "gold"
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_page_agrees_with_the_table() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "judge_tables.py"))
+    page = (ROOT / "docs" / "judges.md").read_text(encoding="utf-8")
+    assert script["table"]() in page
+    listed = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    assert [name for name in (*TABLE, "judge_rubric", "judge_pairwise") if f"`{name}`" not in listed] == []
+
+
+def test_the_pages_rubric_and_configurations_can_be_read(tmp_path: Path) -> None:
+    import yaml
+
+    page = (ROOT / "docs" / "judges.md").read_text(encoding="utf-8")
+    blocks = [part.partition("```")[0] for part in page.split("```yaml\n")[1:]]
+    rubric = next(b for b in blocks if b.startswith("# rhyme.yaml"))
+    (tmp_path / "rhyme.yaml").write_text(rubric)
+    assert get_reward_function("judge_rubric", rubric=str(tmp_path / "rhyme.yaml"), judge=says(1)).compute("a") == 0.5
+    sections = [yaml.safe_load(line) for b in blocks for line in ([b] if b.startswith("judge:\n") else b.splitlines())]
+    judges = [s["judge"] for s in sections if isinstance(s, dict) and "judge" in s and isinstance(s["judge"], dict)]
+    assert len(judges) == 5
+    for keys in judges:
+        keys = {k: "http://x/v1" if v is ... or v == "..." else v for k, v in keys.items()}
+        assert JudgeConfig(**keys).faults() == []
