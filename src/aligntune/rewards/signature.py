@@ -73,8 +73,8 @@ class Signature:
         if self.open:
             return frozenset(have)
         names = {n for n in (*self.required, *(set(self.defaults) - self.keyword_only)) if n not in params}
-        gold = gold_column(dict.fromkeys(have)) if GOLD in names - have else None
-        return frozenset((names | {gold}) & have) | (frozenset({VERL_GOLD} & have) if self.verl else frozenset())
+        names |= {gold_column(dict.fromkeys(have)) or GOLD} if GOLD in names - have else set()
+        return frozenset((names | ({VERL_GOLD} if self.verl else set())) & have)
 
     def check(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """`params` with their types checked and converted.
