@@ -629,8 +629,9 @@ def test_the_pages_rubric_and_configurations_can_be_read(tmp_path: Path) -> None
     rubric = next(b for b in blocks if b.startswith("# rhyme.yaml"))
     (tmp_path / "rhyme.yaml").write_text(rubric)
     assert get_reward_function("judge_rubric", rubric=str(tmp_path / "rhyme.yaml"), judge=says(1)).compute("a") == 0.5
-    sections = [yaml.safe_load(line) for b in blocks for line in ([b] if b.startswith("judge:\n") else b.splitlines())]
-    judges = [s["judge"] for s in sections if isinstance(s, dict) and "judge" in s and isinstance(s["judge"], dict)]
+    wholes = [part for b in blocks for part in (b.splitlines() if b.startswith("judge: {") else [b])]
+    sections = [yaml.safe_load(part) for part in wholes if part.startswith("judge:")]
+    judges = [section["judge"] for section in sections]
     assert len(judges) == 5
     for keys in judges:
         keys = {k: "http://x/v1" if v is ... or v == "..." else v for k, v in keys.items()}
