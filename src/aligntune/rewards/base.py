@@ -34,6 +34,7 @@ from aligntune.rewards.asynchronous import CONCURRENCY, gather
 from aligntune.rewards.calling import batch_arguments, begun, value_of, verl_later, verl_score
 from aligntune.rewards.deadline import DeadlineExceeded, Guard
 from aligntune.rewards.signature import (
+    GOLD,
     PROVIDED,
     VERL_GOLD,
     Signature,
@@ -132,8 +133,9 @@ class RewardFunction:
     def reads(self, present: Sequence[str] | Mapping[str, Any]) -> frozenset[str]:
         """Those of the data's columns that it reads."""
         have = set(present)
-        gold = gold_column(dict.fromkeys(present)) if "reference" in set(self.columns) - have else None
-        return frozenset((set(self.columns) | {gold}) & have) - PROVIDED
+        names = set(self.columns)
+        names |= {gold_column(dict.fromkeys(present)) or GOLD} if GOLD in names - have else set()
+        return frozenset(names & have) - PROVIDED
 
     def place(self, device: str) -> None:
         """Told where the run computes ("auto", "cpu", "cuda", "mps"), before the first score; for rewards that hold a

@@ -199,8 +199,7 @@ class Composition:
             return 0.0, 1.0
         ends = [_ends(self.parts[i], power=mode == "product") for i in self.counted]
         if mode == "product":
-            lows, highs = zip(*ends, strict=True)
-            low, high = math.prod(lows), math.prod(highs)
+            low, high = math.prod(end[0] for end in ends), math.prod(end[1] for end in ends)
             if none == "renormalise":
                 total = math.fsum(self.parts[i].weight for i in self.counted)
                 edges = [b**total for i in self.counted for b in self.parts[i].bounds]
@@ -299,7 +298,8 @@ def _check(parts: Sequence[Part], rules: Rules) -> None:
             f"composition.normalise_of: components cannot be normalised apart in mode {rules.mode}",
             hint="set composition.mode to sum, or normalise_of to total",
         )
-    _MODES.get(rules.mode, lambda parts, rules: None)(parts, rules)
+    if rules.mode in _MODES:
+        _MODES[rules.mode](parts, rules)
 
 
 def _check_gates(parts: Sequence[Part], rules: Rules) -> None:

@@ -73,8 +73,8 @@ class Normaliser:
         """
         if self.kind == "running":
             moments = self.seen[name]
-            for value in everywhere([v for v in values if v is not None]):
-                moments.add(value)
+            for number in everywhere([v for v in values if v is not None]):
+                moments.add(number)
             return [None if v is None else moments.standard(v, scale=self.scale) for v in values]
         found: dict[int, Moments] = {}
         for group, value in zip(groups, values, strict=True):

@@ -310,7 +310,7 @@ def layered(base: type) -> type:
 
         def _rewards_state(self) -> dict[str, Any]:
             composite = getattr(self.reward_funcs[0], "composite", None)
-            return {} if composite is None else composite.state()  # type: ignore[no-any-return]
+            return {} if composite is None else composite.state()
 
         def _moved_reference(self) -> dict[str, Any]:
             """Weights of a reference that moves (`sync_ref_model`), which no file of the run holds otherwise."""
