@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 nice -n 10 python benchmarks/memory.py [--only NAME] [--out benchmarks/results/memory.json]
 
 Each case trains a model of at least 50M parameters, built from a configuration with random weights, for three steps of
-SFT in a fresh process. Measured is the growth of the process: its highest resident memory (VmHWM) less its resident memory
-after all libraries are loaded and before the model is. Linux only.
+SFT in a fresh process. Measured is the growth of the process: its highest resident memory (VmHWM) less its resident
+memory after all libraries are loaded and before the model is. Linux only.
 """
 
 from __future__ import annotations

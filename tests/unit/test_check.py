@@ -19,7 +19,24 @@ from aligntune.core.config.reading import set_key
 from aligntune.preflight import Report, arithmetic, check, memory, rows, settings, templates, tokens, trained
 from aligntune.preflight.subject import Subject
 
-WORDS = ["amber", "brook", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "kayak", "lagoon", "meadow", "nectar", "orchid", "pebble"]
+WORDS = [
+    "amber",
+    "brook",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "heron",
+    "inlet",
+    "jetty",
+    "kayak",
+    "lagoon",
+    "meadow",
+    "nectar",
+    "orchid",
+    "pebble",
+]
 NO_END = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 UNMARKED = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

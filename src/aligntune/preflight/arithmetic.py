@@ -5,8 +5,8 @@
 
 With b rows per device and forward pass, a accumulated passes and p processes, a step holds b a p sequences. In policy
 optimisation a sequence is a completion, and with G completions to a prompt a generation of s passes holds b s p / G
-prompts, used i times (`num_iterations`). An epoch of N rows takes ceil(N / (b a p)) steps, or ceil(N G / (b s p)) (s i / a)
-steps of policy optimisation.
+prompts, used i times (`num_iterations`). An epoch of N rows takes ceil(N / (b a p)) steps, in policy optimisation
+floor(N G / (b s p)) s i / a.
 """
 
 from __future__ import annotations

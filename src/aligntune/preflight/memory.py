@@ -154,8 +154,8 @@ def _evidence(said: Estimate, made: Shape, setting: Setting) -> list[str]:
     return [
         ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size),
         f"{made.parameters / 1e6:,.1f}M parameters, {trained / 1e6:,.1f}M trained; forward pass of {setting.batch} x "
-        f"{setting.length} tokens in {setting.precision}; logits {setting.batch} x {setting.logits or setting.length} x "
-        f"{made.vocabulary}",
+        f"{setting.length} tokens in {setting.precision}; logits {setting.batch} x "
+        f"{setting.logits or setting.length} x {made.vocabulary}",
     ]
 
 

@@ -1,8 +1,8 @@
 """Checks of a run's rewards on its own rows: gold answers earn the most, junk earns nothing, every component varies.
 
 The rewards score three answers to each of some rows: the gold answer in the forms that are usual for it, junk, and the
-gold answer of another row. A reward that reads the gold column must give one of the forms its highest score, and junk its
-lowest; the sum of all must prefer gold to junk; and over all these answers each component must vary.
+gold answer of another row. A reward that reads the gold column must give one of the forms its highest score, and junk
+its lowest; the sum of all must prefer gold to junk; and over all these answers each component must vary.
 
 >>> checks(subject)[0].reason
 'the gold answer earns the maximum of math_correctness in all 16 rows'
@@ -21,6 +21,8 @@ from aligntune.rewards.signature import GOLD, GOLD_COLUMNS, gold_column
 
 ROWS = 16
 """Rows whose answers are scored."""
+COSTLY = ("model", "judge")
+"""Kinds of reward that a check does not call."""
 JUNK = ("", "?", "I do not know.", "lorem ipsum dolor sit amet consectetur", "yes yes yes yes yes yes yes yes")
 """Answers that answer nothing."""
 FORMS = (
@@ -47,23 +49,35 @@ def checks(subject: Subject, composite: Any = None) -> list[Verdict]:
     if not subject.config.algorithm.uses_rewards or subject.train is None:
         return []
     try:
-        made = composite or _build(subject)
-        rows = subject.train.dataset
-        made.check_columns(rows.column_names)
-        return _score(made, rows.select(range(min(ROWS, len(rows)))))
+        made, costly = (composite, []) if composite is not None else _build(subject)
+        found = []
+        if costly:
+            told = f"{', '.join(costly)} asks a model or a judge, which costs time or money; `--smoke` calls it"
+            found.append(Verdict("costly-rewards", "rewards", "skip", told))
+        if made is not None:
+            rows = subject.train.dataset
+            made.check_columns(rows.column_names)
+            found += _score(made, rows.select(range(min(ROWS, len(rows)))), whole=not costly)
+        return found
     except AlignTuneError as error:
         return [Verdict("rewards", "rewards", "fail", error.message, fix=error.hint or "")]
 
 
-def _build(subject: Subject) -> Any:
+def _build(subject: Subject) -> tuple[Any, list[str]]:
+    """The run's rewards without those that ask a model or a judge (None where that is all), and the names of those."""
     from aligntune.rewards import build_rewards
 
-    made = build_rewards(subject.config.rewards)  # type: ignore[attr-defined]
-    made.place(subject.config.model.device)
-    return subject.config.algorithm.rewards(made)
+    config: Any = subject.config
+    made = build_rewards(config.rewards, composition=config.composition, judge=config.judge)
+    costly = [c.name for c in made.components if c.reward.kind in COSTLY]
+    if not costly:
+        return config.algorithm.rewards(made), []
+    pairs = zip(config.rewards, made.components, strict=True)
+    cheap = [given for given, component in pairs if component.name not in costly]
+    return (build_rewards(cheap) if cheap else None), costly
 
 
-def _score(made: Any, rows: Any) -> list[Verdict]:
+def _score(made: Any, rows: Any, *, whole: bool) -> list[Verdict]:
     columns = {name: list(rows[name]) for name in rows.column_names}
     gold = gold_column(columns)
     count = len(rows)
@@ -78,7 +92,7 @@ def _score(made: Any, rows: Any) -> list[Verdict]:
     other = _scores(made, [[form.format(said(value)) for value in shifted] for form in FORMS], columns)
     readers = [c.name for c in made.components if _reads_gold(c, columns)]
     found = [_gold(made, readers, right, columns[gold]), _junk(made, readers, junk)]
-    if count > 1 and readers:
+    if whole and readers:
         found.append(_prefers(right, junk))
     found.append(_varies(made, {n: right[n] + junk[n] + other[n] for n in right}))
     return found
@@ -125,8 +139,8 @@ def _gold(made: Any, readers: list[str], right: Mapping[str, Any], golds: Sequen
             rows |= set(low)
             i = low[0]
             evidence.append(
-                f"{c.name}: {percent(len(low), total)} rows, such as row {i + 1} with gold {excerpt(said(golds[i]), 40)!r}: "
-                f"at most {best[i]} of {high:g}"
+                f"{c.name}: {percent(len(low), total)} rows, such as row {i + 1} with gold "
+                f"{excerpt(said(golds[i]), 40)!r}: at most {best[i]} of {high:g}"
             )
     if not readers:
         return Verdict("gold-reward", "rewards", "pass", "no reward compares with the gold answer")
@@ -162,7 +176,7 @@ def _junk(made: Any, readers: list[str], junk: Mapping[str, Any]) -> Verdict:
         )
         return Verdict("junk-reward", "rewards", "pass", said_of)
     return Verdict(
-        "junk-reward", "rewards", "fail" if worst > 0.5 else "warn", "an answer that says nothing is paid", evidence[:6],
+        "junk-reward", "rewards", "fail" if worst > 0.5 else "warn", "answers that say nothing are paid", evidence[:6],
         "make the reward compare with the whole gold answer, or set its threshold",
     )  # fmt: skip
 
@@ -194,7 +208,7 @@ def _varies(made: Any, scores: Mapping[str, Any]) -> Verdict:
         "constant-reward",
         "rewards",
         "warn",
-        f"{', '.join(n for n, _ in constant)} gives every one of {count} answers the same: nothing can be learned from it",
+        f"{', '.join(n for n, _ in constant)} gives each of {count} answers the same: nothing can be learned from it",
         [f"{name} is always {value}" for name, value in constant],
         "check its parameters and the columns that it reads, or remove it",
         {"components": [n for n, _ in constant]},

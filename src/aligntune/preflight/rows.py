@@ -26,7 +26,7 @@ GRAM = 13
 PART, COMMON = 5, 3
 """Parts of so many words that stand in so many held-out rows belong to the instruction, and prove nothing."""
 BIASED, CERTAIN = 0.6, 0.01
-"""Length bias is told from this share of longer chosen answers, where chance explains it with at most this probability."""
+"""Length bias is told from this share of longer chosen answers, where it is chance with at most this probability."""
 _SAME = ("the same", "empty or null", "part before an answer")
 
 

@@ -4,7 +4,7 @@
 >>> [v.name for v in report.with_status("fail")]
 ['warm-up']
 
-The quick form reads no more than training reads anyway: configuration, versions, the chat template, and the rows as text.
+The quick form reads no more than training reads anyway: configuration, versions, chat template, and the rows as text.
 """
 
 from __future__ import annotations

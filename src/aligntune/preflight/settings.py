@@ -122,7 +122,8 @@ def _reason(config: RunConfig, key: str) -> str:
         return ""
     if key == "train.learning_rate":
         return f" of {config.algorithm.key}"
-    text = " ".join(field_docs(type(owner)).get(last, "").split())
+    kind: Any = type(owner)
+    text = " ".join(field_docs(kind).get(last, "").split())
     begin, end = text.rfind("("), text.rfind(")")
     return f" ({text[begin + 1 : end]})" if 0 <= begin < end else ""
 

@@ -1,8 +1,8 @@
 """A report as a terminal shows it: verdicts by group, wrapped to the width, and rows token by token in colour.
 
-Colour says what is in the loss: green tokens are trained, grey ones are read only, special tokens stand in yellow (trained)
-or magenta. Neighbouring tokens differ in brightness, so that their borders can be seen. Without colour the trained parts
-stand between `[+` and `+]`.
+Colour says what is in the loss: green tokens are trained, grey ones are read only, special tokens stand in yellow
+(trained) or magenta. Neighbouring tokens differ in brightness, so that their borders can be seen. Without colour the
+trained parts stand between `[+` and `+]`.
 
 >>> print(render(report, width=80, color=False))
 """

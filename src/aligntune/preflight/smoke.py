@@ -50,7 +50,7 @@ def smoke(config: RunConfig, *, keep: bool = False) -> tuple[list[Verdict], str 
         keep: leave the folder, and return it.
     """
     if config.algorithm.driver:
-        told = f"{config.algorithm.key} trains in rounds, each of them a run; use train.max_steps=1 in place of a smoke run"
+        told = f"{config.algorithm.key} trains in rounds, each of them a run, so that it has no smoke run"
         return [Verdict("smoke-train", "smoke", "skip", told)], None
     folder = Path(tempfile.mkdtemp(prefix="aligntune-smoke-"))
     found: list[Verdict] = []

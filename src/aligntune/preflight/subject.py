@@ -33,7 +33,7 @@ class Subject:
 
     Args:
         config: a resolved configuration.
-        tokenizer, train, evaluation: what is loaded already (`aligntune.data.Prepared`, before rendering); None reads it.
+        tokenizer, train, evaluation: what is loaded already (`aligntune.data.Prepared`); None reads it.
 
     Attributes:
         faults: a failing verdict for each thing that could not be read.

@@ -81,7 +81,7 @@ def padding(batch: Batch, subject: Subject) -> list[Verdict]:
     if left or side != "right":
         found = [Verdict(
             "padding-side", "rows", "fail", "training batches are padded on the left",
-            [f"tokenizer.padding_side is {side}; {len(left)} of {len(batch.padded)} sampled sequences begin with padding"],
+            [f"tokenizer.padding_side is {side}; {len(left)} of {len(batch.padded)} sequences begin with padding"],
             "remove padding_side from the model's tokenizer_config.json",
         )]  # fmt: skip
     else:
@@ -195,7 +195,7 @@ def _joined(prompt: list[int], answer: list[int], limit: int) -> tuple[list[int]
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of one row before any limit: of the prompt alone, of the whole, and how far the prompt is a prefix of it."""
+    """Tokens of one row before any limit: of the prompt alone, of the whole, and how many first ones they share."""
 
     row: int
     prompt: int
@@ -276,8 +276,8 @@ def boundary(subject: Subject, sizes: Sequence[Lengths]) -> list[Verdict]:
             "prompt-boundary",
             "rows",
             "warn",
-            f"in {percent(len(broken), len(sizes))} rows the prompt's last tokens merge with the answer, or the template "
-            "renders a prompt alone in another way: the model is asked in other tokens than it was trained with",
+            f"in {percent(len(broken), len(sizes))} rows the prompt's last tokens merge with the answer, or the "
+            "template renders a prompt alone in another way: the model is asked in other tokens than it has learned",
             [numbers(s.row for s in broken)],
             "end prompts without a space, or use a template whose generation prompt begins the assistant's turn",
             {"rows": [s.row for s in broken][:100]},

@@ -1,8 +1,8 @@
 """Rows as trained: what the training library's own preparation and collator make of our rows, token by token.
 
-The run's real trainer is built around a stand-in model of a few parameters (a Llama of width 8 with the tokenizer's
-vocabulary), on a few of the run's rows; its data set and its collator are then the ones that training would use. Nothing
-of masking is written here a second time.
+The training library's trainer is built as the run would build it, around a stand-in model of a few parameters (a Llama
+of width 8 with the tokenizer's vocabulary) and a few of the run's rows. Its own preparation and its own collator then
+say what is trained. Nothing of masking is written here a second time.
 
 >>> rows = trained_rows(subject, [0, 1])
 >>> [t for t, on in zip(rows[0].tokens, rows[0].trained) if on]

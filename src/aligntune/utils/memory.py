@@ -4,27 +4,27 @@
 >>> estimate(shape, Setting(batch=4, length=256)).peak / 1e9
 2.19
 
-Per device, in bytes, with P parameters, T of them trained, c bytes per number in forward passes (4 in fp32, 2 in bf16 and
-fp16), n = batch x length tokens in a forward pass, V the vocabulary, h the width, m the inner width, a and k the widths of
-queries and of keys:
+Per device, in bytes, with P parameters, T of them trained, c bytes per number in forward passes (4 in fp32, 2 in bf16
+and fp16), n = batch x length tokens in a forward pass, V the vocabulary, h the width, m the inner width, a and k the
+widths of queries and of keys:
 
 | part | bytes |
 |---|---|
-| weights | 4 P trained in full; c P under adapters, 0.56 P in 4 bit and 1.06 P in 8 bit for linear layers; 4 T adapters |
+| weights | 4 P trained in full; c P under adapters (linear layers 0.56 P in 4 bit, 1.06 P in 8 bit) and 4 T for them |
 | gradients | 4 T |
 | optimizer | 8 T for Adam, 2 T with 8 bit states, 0 for SGD |
 | activations | n c (sum over layers of 6 h + 2 a + 2 k + 4 m), and 2 h less under adapters (`_layer`); with gradient
   checkpointing n c h for each layer and one layer whole |
-| logits | 4 n V for each of 4 arrays: the logits, their log-softmax, both gradients; and parts of an entropy (`_logits`) |
+| logits | 4 n V for each of 4 arrays (logits, log-softmax, the gradients of both); parts of an entropy (`_logits`) |
 | reference | c P: a second model where the algorithm keeps one (none under LoRA, which switches its adapter off) |
 | cache | 2 c k for each layer and token of the sequences that are generated together |
 
 The peak is the largest of four moments: loading, the beginning of the backward pass (weights, optimizer, activations,
 logits), its end (weights, optimizer, gradients), and saving.
 
-Source: what PyTorch's autograd keeps for each operation of a Llama block (Korthikanti et al. 2022, arXiv:2205.05198, count
-it for GPT in fp16), and the optimizers' documentation. Measured against peaks in `benchmarks/memory.py`. It knows nothing
-of CUDA's context and allocator, of ZeRO, or of tensor parallelism, and its blocks are those of Llama and its kin.
+Source: what PyTorch's autograd keeps for each operation of a Llama block (Korthikanti et al. 2022, arXiv:2205.05198,
+count it for GPT in fp16), and the optimizers' documentation. Measured against peaks in `benchmarks/memory.py`. It knows
+nothing of CUDA's context and allocator, of ZeRO, or of tensor parallelism; its blocks are those of Llama and its kin.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ MAPPED = 32 << 20
 """On the CPU smaller arrays come from the heap and leave their room there; larger ones are given back (glibc's
 `M_MMAP_THRESHOLD` as `aligntune.utils.allocation` sets it)."""
 HEAP = 1.5
-"""On the CPU: the heap that activations take, over what they hold. Buffers of many sizes come and go with every step, and
-glibc cannot reuse all of what they leave. Measured over three steps (1.4 to 1.6); GPU allocators have not been measured."""
+"""On the CPU: the heap that activations take, over what they hold. Buffers of many sizes come and go with every step,
+and glibc cannot reuse all of what they leave. Measured over three steps; GPU allocators have not been measured."""
 OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_torch_fused": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "sgd": 0.0}
 """State for each trained parameter; Adafactor's is a row and a column for each matrix, next to nothing."""
 QUANTISED = {"4bit": 0.56, "8bit": 1.06}
@@ -253,7 +253,8 @@ def _layer(shape: Shape, c: int, full: bool) -> float:
     """Bytes that one layer keeps of one token for the backward pass.
 
     Norms keep their input, the normalised input (for the weight's gradient) and their output, which the linear layers
-    after them share; queries, keys and values go into the attention, which keeps its output too; the gated feed-forward part keeps four arrays of the inner width.
+    after them share; queries, keys and values go into the attention, which keeps its output too; the gated feed-forward
+    part keeps four arrays of the inner width.
     """
     norms = 6 if full else 4
     attention = 2 * (shape.queries + shape.keys)
