@@ -448,3 +448,15 @@ def test_contains_fails_by_definition() -> None:
     """It asks whether the gold text stands anywhere: hedges and lists score, as its documentation says."""
     trial = try_reward(RewardRegistry.get_reward_function("contains"), SUMS)
     assert {"hedge", "gold in noise"} <= failed(trial)
+
+
+def test_a_list_may_say_how_its_rewards_are_composed(cli: Any, data: Path) -> None:
+    """An answer of the right form scores its length only where it is right."""
+    composed = {
+        "rewards": [{"type": "exact_match"}, {"type": "brevity", "params": {"budget": 1}}],
+        "composition": {"mode": "gated", "gates": {"exact_match": 1}},
+    }
+    (data / "gated.yaml").write_text(yaml.safe_dump(composed))
+    (data / "rows.jsonl").write_text('{"text": "7", "reference": "7"}\n{"text": "8", "reference": "7"}\n')
+    said = cli("rewards", "score", "rows.jsonl", "--rewards", "gated.yaml", "--json").json
+    assert [row["score"] for row in said["scores"]] == [2.0, 0.0]

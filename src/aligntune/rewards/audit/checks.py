@@ -125,7 +125,8 @@ def dominant(case: Case) -> Iterator[Finding]:
                 {"share of the advantage": share, "share of the weight": part, "weight x span": swings[name],
                  "the widest other": others},
                 f"share at least {DOMINANT:.0%}, weight at most {SMALL_WEIGHT:.0%}, span {WIDER:g} times the others'",
-                RESEARCH, f"{advice}, or composition.normalise to group with composition.normalise_of components", _extremes(case, r.values(name)), share,
+                RESEARCH, f"{advice}, or composition.normalise to group with composition.normalise_of components",
+                _extremes(case, r.values(name)), share,
             )  # fmt: skip
 
 
