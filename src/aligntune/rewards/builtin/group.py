@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
+from aligntune import errors
 from aligntune.grading.extract import strip_reasoning
 from aligntune.grading.text import words
 from aligntune.rewards.base import count, reward
@@ -57,9 +58,14 @@ def _distinct(texts: list[list[str]], n: int) -> list[float]:
 
 def _self_bleu(texts: list[list[str]], n: int) -> list[float]:
     """1 - BLEU of each text with the others as its references; 0 for a text without words."""
-    from aligntune.rewards.builtin.overlap import _sacrebleu
-
-    bleu = _sacrebleu("bleu", effective_order=True, max_ngram_order=n, tokenize="none")
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as e:
+        raise errors.EnvironmentError(
+            "the reward 'diversity' with method: self_bleu needs the package sacrebleu, which is not installed",
+            hint="run: pip install 'aligntune[text]', or set method: distinct",
+        ) from e
+    bleu = BLEU(effective_order=True, max_ngram_order=n, tokenize="none")
     joined = [" ".join(words) for words in texts]
     found = []
     for i, text in enumerate(joined):
@@ -81,8 +87,8 @@ def diversity(
 
     `self_bleu`: 1 - its BLEU with the others as references (extra `text`). `distinct`: the share of its n-grams that no
     other answer has (repeated ones count once), over the first words that all answers have, because the share falls
-    with the length. Both judge the first 1,000 words. An answer without words scores 0. The score is one of a group, so a batch is needed: scored
-    alone, a text has none.
+    with the length. Both judge the first 1,000 words. An answer without words scores 0. The score is one of a group, so
+    a batch is needed: scored alone, a text has none.
 
     Args:
         method: which.
