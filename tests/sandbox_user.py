@@ -24,7 +24,7 @@ def deny_namespaces() -> None:
     import lockdown  # type: ignore[import-not-found]
 
     sys.path.pop(0)
-    refused = [name for name in lockdown.DENIED if name != "unshare"]
+    refused = tuple(name for name in lockdown.DENIED if name != "unshare")
     lockdown.CLONE, lockdown.CLONE3, lockdown.PRLIMIT = (9999, 9999), (9999, 9999), (9999, 9999)  # no call has it
     lockdown.seccomp(allow=refused)
 

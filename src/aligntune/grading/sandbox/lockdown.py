@@ -16,6 +16,7 @@ import platform
 import resource
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 36, 38
 SECCOMP_MODE_FILTER = 2
@@ -132,15 +133,21 @@ def drop_capabilities() -> None:
     check(libc.capset(header, empty), "capset")
 
 
-def landlock(readable: list[str], executable: Sequence[str] = ()) -> int:
+def landlock(readable: Sequence[str], executable: Sequence[str] = ()) -> None:
     """Allow reading below `readable` and nothing else of the file system; no TCP; no signals out.
 
     Args:
         readable: files and folders.
         executable: files that may be executed and read; nothing else can be.
 
-    Returns:
-        The version of the kernel's interface.
+    Raises:
+        OSError: the kernel has no landlock.
+    """
+    restrict(ruleset(readable, executable))
+
+
+def ruleset(readable: Sequence[str], executable: Sequence[str] = ()) -> int:
+    """A descriptor of the rules of `landlock`, for `restrict`: one can serve many children.
 
     Raises:
         OSError: the kernel has no landlock.
@@ -153,7 +160,7 @@ def landlock(readable: list[str], executable: Sequence[str] = ()) -> int:
     scoped = 3 if version >= 6 else 0
     attributes = struct.pack("=QQQ", files, net, scoped)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
-    ruleset = check(libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0), "landlock_create_ruleset")
+    rules = check(libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0), "landlock_create_ruleset")
     for path in [*readable, *executable]:
         try:
             handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -162,15 +169,23 @@ def landlock(readable: list[str], executable: Sequence[str] = ()) -> int:
         rights = (1 << 2) | ((1 << 3) if os.path.isdir(path) else 0)  # read a file; list a folder
         rights |= 1 if path in executable else 0
         rule = struct.pack("=Qi", rights, handle)
-        check(libc.syscall(LANDLOCK_ADD, ruleset, 1, rule, 0), f"landlock_add_rule {path}")
+        check(libc.syscall(LANDLOCK_ADD, rules, 1, rule, 0), f"landlock_add_rule {path}")
         os.close(handle)
+    return rules
+
+
+def restrict(rules: int) -> None:
+    """Put the rules of `ruleset` on this process, and close them.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    check(libc.syscall(LANDLOCK_RESTRICT, ruleset, 0), "landlock_restrict_self")
-    os.close(ruleset)
-    return version
+    check(libc.syscall(LANDLOCK_RESTRICT, rules, 0), "landlock_restrict_self")
+    os.close(rules)
 
 
-def seccomp(allow: Sequence[str] = ()) -> None:
+def seccomp(allow: tuple[str, ...] = ()) -> None:
     """Install the filter of system calls.
 
     Args:
@@ -186,8 +201,9 @@ def seccomp(allow: Sequence[str] = ()) -> None:
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(head))
 
 
-def build(machine: str, allow: Sequence[str] = ()) -> bytes:
-    """The filter of a machine, as classic BPF instructions of 8 bytes.
+@lru_cache(maxsize=8)
+def build(machine: str, allow: tuple[str, ...] = ()) -> bytes:
+    """The filter of a machine, as classic BPF instructions of 8 bytes; built once, before children are forked.
 
     Raises:
         OSError: there is no table for the machine.
@@ -201,15 +217,13 @@ def build(machine: str, allow: Sequence[str] = ()) -> bytes:
     program.load(0)
     if column == 0:
         program.at_least(0x40000000, KILL)  # the x32 interface has numbers of its own
-    program.equal(CLONE3[column], ENOSYS)  # its flags are in memory; the C library then calls clone
-    for name, numbers in DENIED.items():
-        if numbers[column] is not None and name not in allow:
-            program.equal(numbers[column], EPERM)
     program.without_flag(CLONE[column], 0, CLONE_THREAD, EPERM)
     program.argument_not(PRLIMIT[column], 0, 0, EPERM)
     program.argument_in(FCNTL[column], 1, FCNTL_DENIED, EPERM)
     program.argument_in(IOCTL[column], 1, IOCTL_DENIED, EPERM)
-    program.returns(ALLOW)
+    denied = {numbers[column]: EPERM for name, numbers in DENIED.items() if name not in allow}
+    denied[CLONE3[column]] = ENOSYS  # its flags are in memory; the C library then calls clone
+    program.search({number: action for number, action in denied.items() if number is not None})
     return program.code
 
 
@@ -228,10 +242,21 @@ class _Program:
     def returns(self, action: int) -> None:
         self._add(0x06, 0, 0, action)
 
-    def equal(self, value: int | None, action: int) -> None:
+    def equal(self, value: int, action: int) -> None:
         """Return `action` where the accumulator is `value`."""
-        self._add(0x15, 0, 1, value or 0)
+        self._add(0x15, 0, 1, value)
         self.returns(action)
+
+    def search(self, actions: dict[int, int]) -> None:
+        """Return the action of the accumulator, else allow it, by halving.
+
+        The kernel walks a new filter for every call there is, which makes a list of 120 comparisons cost a millisecond.
+        """
+        starts = {0: ALLOW}
+        for number, action in sorted(actions.items()):
+            starts[number] = action
+            starts.setdefault(number + 1, actions.get(number + 1, ALLOW))
+        self.code += _halved(sorted(starts.items()))
 
     def unless(self, value: int, action: int) -> None:
         self._add(0x15, 1, 0, value)
@@ -264,3 +289,12 @@ class _Program:
         for value in values:
             self.equal(value, action)
         self.returns(ALLOW)
+
+
+def _halved(starts: list[tuple[int, int]]) -> bytes:
+    """Instructions that return the action of the last start which is not above the accumulator."""
+    if len(starts) == 1:
+        return struct.pack("=HBBI", 0x06, 0, 0, starts[0][1])
+    half = len(starts) // 2
+    below, above = _halved(starts[:half]), _halved(starts[half:])
+    return struct.pack("=HBBI", 0x35, len(below) // 8, 0, starts[half][0]) + below + above

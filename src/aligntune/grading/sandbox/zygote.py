@@ -14,6 +14,7 @@ import builtins
 import contextlib
 import ctypes
 import os
+import platform
 import signal
 import socket
 import sys
@@ -43,6 +44,8 @@ READABLE = (
     "/lib64",
     "/usr/lib",
 )
+EXEC = ("execve",)
+"""What the filter lets an interpreter of another language through, which landlock holds to itself."""
 CHANGING = (list, dict, set)
 """Arguments that a function may change in place."""
 LOAD_LIMIT = 256 << 20
@@ -72,33 +75,40 @@ def enter_namespaces() -> None:
             out.write(text)
 
 
-def lock(level: str, job: dict[str, Any], keep: list[int], readable: list[str]) -> None:
-    """Take everything from the present process that the level takes."""
+def lock(level: str, job: dict[str, Any], keep: list[int], readable: list[str], rules: int | None) -> None:
+    """Take everything from the present process that the level takes.
+
+    Args:
+        rules: the zygote's landlock rules for `readable`; None where there are none.
+    """
     os.setsid()
     with contextlib.suppress(OSError):
         lockdown.prctl(lockdown.PR_SET_PDEATHSIG, signal.SIGKILL)
-    server.close_all_but(keep)
+    server.close_all_but(keep if rules is None else [*keep, rules])
     os.environ.clear()
     os.chdir("/")
     os.umask(0o777)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    if level != "weak":
+    if level == "full":  # those of its own user namespace; at `strong` the zygote has none to give
         lockdown.drop_capabilities()
     with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else contextlib.nullcontext() as file:
         used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") if file else LOAD_LIMIT
     runs = job["mode"] == "exec"  # an interpreter takes this process's place, and maps memory of its own
     small = {"files": 64, "stack": 8 << 20, "reserves": job["reserves"]} if runs else {"files": 32}
     lockdown.limit(cpu=job["cpu"], memory=used + job["memory"], **small)
-    if level != "weak" and runs:
+    if level == "weak":
+        return
+    if runs:
+        if rules is not None:
+            os.close(rules)
         lockdown.landlock([*readable, *job["readable"]], job["executable"])
-        lockdown.seccomp(allow=("execve",))
-    elif level != "weak":
-        lockdown.landlock(readable)
-        lockdown.seccomp()
+    else:
+        lockdown.restrict(lockdown.ruleset(readable) if rules is None else rules)
+    lockdown.seccomp(EXEC if runs else ())
 
 
-def spawn(level: str, job: dict[str, Any], handles: list[int], readable: list[str]) -> int:
+def spawn(level: str, job: dict[str, Any], handles: list[int], readable: list[str], rules: int | None) -> int:
     """Fork the child of one job; its process id. The child never returns."""
     child = os.fork()
     if child:
@@ -115,12 +125,12 @@ def spawn(level: str, job: dict[str, Any], handles: list[int], readable: list[st
                 _, ended = os.waitpid(inner, 0)
                 code = os.waitstatus_to_exitcode(ended)
                 os._exit(code if code >= 0 else 128 - code)
-        status = run(level, job, handles, readable)
+        status = run(level, job, handles, readable, rules)
     finally:
         os._exit(status)
 
 
-def run(level: str, job: dict[str, Any], handles: list[int], readable: list[str]) -> int:
+def run(level: str, job: dict[str, Any], handles: list[int], readable: list[str], rules: int | None) -> int:
     """The child: lock, then serve calls, run as a script, become an interpreter, or parse. Returns the exit status."""
     source = str(job["source"])
     keep = [0, 1, 2]
@@ -131,10 +141,10 @@ def run(level: str, job: dict[str, Any], handles: list[int], readable: list[str]
     else:
         keep.append(channel)
     if job["mode"] == "probe":
-        lock(level, job, keep, readable)
+        lock(level, job, keep, readable, rules)
         wire.send(channel, probe(int(job["parent"])))
         return 0
-    lock(level, job, keep, readable)
+    lock(level, job, keep, readable, rules)
     if job["mode"] == "exec":
         os.execve(job["argv"][0], job["argv"], {"LC_ALL": "C.UTF-8"})  # noqa: S606 (no shell: as meant)
     if job["mode"] == "script":
@@ -245,8 +255,15 @@ def main() -> None:
         __import__(name)
     if sys.platform == "linux":
         lockdown.prctl(lockdown.PR_SET_CHILD_SUBREAPER, 1)
-    readable = readable_paths()
-    server.serve(int(sys.argv[1]), lambda job, handles: spawn(level, job, handles, readable))
+    readable, rules = readable_paths(), None
+    if level != "weak":
+        with contextlib.suppress(OSError):  # the children meet the same error, and the level counts as not there
+            if level == "strong":
+                lockdown.drop_capabilities()
+            rules = lockdown.ruleset(readable)
+            for allow in ((), EXEC):
+                lockdown.build(platform.machine(), allow)
+    server.serve(int(sys.argv[1]), lambda job, handles: spawn(level, job, handles, readable, rules))
 
 
 if __name__ == "__main__":
