@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from aligntune import errors
-from aligntune.cli import eval as eval_command
+from aligntune.cli import eval_run as eval_command
 from aligntune.cli import info, train
 from aligntune.cli.console import Settings, split_arguments, table
 from aligntune.core.config import build_config

@@ -106,7 +106,7 @@ def test_no_tasks_and_no_file(file, tmp_path):
 def test_every_setting_is_read_by_some_kind_and_documented():
     read = frozenset().union(*(EvalRegistry.get(name).options for name in EvalRegistry.names()))
     fields = set(EvalTask.__dataclass_fields__)
-    assert fields - read == {"name", "kind", "dataset", "max_samples", "batch_size"}
+    assert fields - read == {"name", "kind", "dataset", "max_samples", "batch_size", "transform"}
     assert read <= fields
     for cls in (EvalSettings, EvalTask, EvalConfig):
         assert set(cls.__dataclass_fields__) <= set(field_docs(cls))

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt, MinLen
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -27,6 +27,7 @@ from aligntune.core.config.io import changed_keys, parse_section
 from aligntune.core.config.reading import apply_overrides, read_yaml
 from aligntune.core.config.sections import Dataset, JudgeConfig, ModelConfig, OpenFraction, Reward, Seed
 from aligntune.errors import ConfigurationError
+from aligntune.eval.library import expand
 from aligntune.eval.registry import EvalRegistry
 
 KEYS = "docs/evaluation.md lists the keys"
@@ -79,6 +80,8 @@ class EvalSettings:
     """Generated answers. Answers per prompt, averaged; above 1 needs a temperature."""
     stop: list[Annotated[str, MinLen(1)]] = Field(default_factory=list)
     """Generated answers. An answer ends before the first of these strings (the end of sequence ends it anyway)."""
+    truncate_prompts: bool = False
+    """Generated answers. Cut a prompt that leaves no room in the context at its beginning, in place of stopping."""
     chat_template: bool | None = None
     """Whether the chat template writes the prompts; None: if the model has one. The result says which it was."""
     metrics: list[Literal[METRICS]] = Field(default_factory=lambda: ["rougeL", "bleu", "chrf"])  # type: ignore[valid-type]
@@ -115,6 +118,9 @@ class EvalTask(EvalSettings):
     """One of docs/evaluation.md, or a registered one."""
     dataset: Dataset
     """The items."""
+    transform: str | None = None
+    """`file.py:function` or `package.module:function` that changes each row before it is evaluated: row -> row, or None
+    to leave it out."""
     max_samples: PositiveInt | None = None
     """Draw this many items with the seed; None takes all. Short for the data set's own `max_samples`."""
     rewards: list[Reward] = Field(default_factory=list)
@@ -155,9 +161,23 @@ def load_eval_config(path: str | Path, overrides: Iterable[str] = ()) -> EvalCon
     Raises:
         ConfigurationError: with every fault.
     """
-    raw = apply_overrides(read_yaml(path), overrides)
-    config = parse_section(EvalConfig, raw, str(path), hint=KEYS)
-    check_eval_config(config, str(path))
+    return build_eval_config(read_yaml(path), overrides, str(path))
+
+
+def build_eval_config(raw: dict[str, Any], overrides: Iterable[str] = (), where: str = "") -> EvalConfig:
+    """As `load_eval_config`, from plain values; tasks of the library are filled in before the overrides.
+
+    Args:
+        raw: what a file would hold.
+        overrides: `key=value` strings.
+        where: for messages.
+
+    Raises:
+        ConfigurationError: with every fault.
+    """
+    filled = {**raw, "tasks": expand(raw["tasks"])} if "tasks" in raw else raw
+    config = parse_section(EvalConfig, apply_overrides(filled, overrides), where, hint=KEYS)
+    check_eval_config(config, where)
     return config
 
 
@@ -192,7 +212,7 @@ def _task_faults(task: EvalTask) -> list[tuple[str, str]]:
         kind = EvalRegistry.get(task.kind)
     except ConfigurationError as e:
         return [*faults, ("kind", f"{e.message}; {e.hint}")]
-    common = {"name", "kind", "dataset", "max_samples", "batch_size"}
+    common = {"name", "kind", "dataset", "max_samples", "batch_size", "transform"}
     changed = {path.split(".")[0] for path in changed_keys(task)}
     faults += [
         (key, f"has no effect in the kind {task.kind}; remove it") for key in sorted(changed - common - kind.options)

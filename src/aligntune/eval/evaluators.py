@@ -9,17 +9,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aligntune.core.config.base import to_plain
 from aligntune.eval.config import EvalSettings
+from aligntune.eval.journal import Journal
 from aligntune.eval.metrics.corpus import CorpusMetric
 from aligntune.eval.prompts import Shots, templated
 from aligntune.eval.registry import EvalRegistry
 from aligntune.eval.result import TaskResult
 from aligntune.eval.tasks.base import EvalKind, Subject, item_ids
+from aligntune.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+CHUNK = 256
+"""Rows that are measured before they are stored: what a killed evaluation loses at most."""
 
 
 class BaseEvaluator:
@@ -53,14 +61,19 @@ class BaseEvaluator:
         settings: EvalSettings | None = None,
         *,
         name: str | None = None,
+        journal: Journal | None = None,
     ) -> TaskResult:
         """Values and items of one kind of evaluation.
+
+        Rows are measured in chunks of `CHUNK` (or 16 batches, if that is more). Sampling in each chunk has a seed of
+        its own, so that a chunk does not depend on those before it.
 
         Args:
             kind: a registered name, or an instance.
             rows: canonical rows of the kind's schema (`aligntune.data.prepare_dataset`).
             settings: how; None takes the defaults.
             name: of the task in the result; None takes the kind's.
+            journal: holds the chunks that are done, and takes the others.
 
         Raises:
             ConfigurationError: unknown kind.
@@ -72,7 +85,7 @@ class BaseEvaluator:
         label = kind if isinstance(kind, str) else type(kind).__name__
         data = [dict(row) for row in rows]
         measure.check(data, self.subject.rewards)
-        items = measure.items(data, item_ids(data), settings, self.subject)
+        items = self._items(measure, data, settings, journal)
         metrics = {}
         for metric in measure.metrics(settings, items):
             scores = metric.scores(items)
@@ -91,6 +104,23 @@ class BaseEvaluator:
             notes=[f"{m.name}: {m.missing} without a score: {m.reason}" for m in metrics.values() if m.missing],
             seconds=time.monotonic() - start,
         )
+
+    def _items(
+        self, measure: EvalKind, rows: list[dict[str, Any]], settings: EvalSettings, journal: Journal | None
+    ) -> list[dict[str, Any]]:
+        ids = item_ids(rows)
+        size = max(CHUNK, 16 * settings.batch_size)
+        found: list[dict[str, Any]] = []
+        for k, start in enumerate(range(0, len(rows), size)):
+            if journal is not None and k in journal.done:
+                found += journal.done[k]
+                continue
+            subject = dataclasses.replace(self.subject, seed=self.subject.seed + k)
+            items = measure.items(rows[start : start + size], ids[start : start + size], settings, subject)
+            found += items if journal is None else journal.append(k, items)
+            if len(rows) > size:
+                log.info("%d of %d rows", min(start + size, len(rows)), len(rows))
+        return found
 
     def _settings(self, measure: EvalKind, settings: EvalSettings) -> dict[str, Any]:
         """The settings that the kind reads, and what the tokenizer decides."""

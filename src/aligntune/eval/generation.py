@@ -85,6 +85,7 @@ def generate_answers(
     batch_size: int = 8,
     num_samples: int = 1,
     stop: Sequence[str] = (),
+    truncate: bool = False,
     seed: int | None = None,
 ) -> list[list[Answer]]:
     """As `generate_texts`, with each answer's length and whether it ended by itself.
@@ -102,6 +103,7 @@ def generate_answers(
         batch_size: sequences per batch. Greedy answers do not depend on it; sampled ones do.
         num_samples: answers per prompt; above 1 needs a temperature.
         stop: an answer ends before the first of these strings.
+        truncate: a prompt that leaves no room for `max_new_tokens` in the model's context loses its beginning.
         seed: of the sampling. It is local to the call: the caller's random state is put back. None draws from the
             caller's generator, which then moves on.
 
@@ -113,6 +115,8 @@ def generate_answers(
     if not prompts:
         return []
     encoded = encode_prompts(tokenizer, prompts)
+    if truncate:
+        encoded = _shortened(model, encoded, max_new_tokens)
     rooms = _rooms(model, encoded, max_new_tokens)
     settings = sampling_settings(
         model, tokenizer, temperature, top_p, top_k, min_p=min_p, repetition_penalty=repetition_penalty
@@ -217,6 +221,25 @@ def _check(
         )
 
 
+def _shortened(model: Any, encoded: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """The end of each prompt, so that `max_new_tokens` fit behind it."""
+    limit = context_length(model)
+    if limit is None:
+        return encoded
+    keep = limit - max_new_tokens
+    if keep < 1:
+        raise ConfigurationError(
+            f"max_new_tokens is {max_new_tokens}, and the model's context has {limit} tokens",
+            hint=f"set max_new_tokens below {limit}",
+        )
+    long = sum(len(ids) > keep for ids in encoded)
+    if long:
+        get_logger(__name__).warning(
+            "%d of %d prompts are cut at their beginning to %d tokens", long, len(encoded), keep
+        )
+    return [ids[-keep:] for ids in encoded]
+
+
 def _rooms(model: Any, encoded: list[list[int]], max_new_tokens: int) -> list[int]:
     """Most new tokens of each prompt: `max_new_tokens`, or what its context leaves."""
     limit = context_length(model)
@@ -226,7 +249,7 @@ def _rooms(model: Any, encoded: list[list[int]], max_new_tokens: int) -> list[in
     if full is not None:
         raise ValidationError(
             f"prompt {full} has {len(encoded[full])} tokens, and the model's context has {limit}",
-            hint="leave out or shorten prompts of that length",
+            hint="leave out or shorten prompts of that length, or cut them at their beginning: truncate_prompts: true",
         )
     rooms = [min(max_new_tokens, limit - len(ids)) for ids in encoded]
     short = sum(room < max_new_tokens for room in rooms)

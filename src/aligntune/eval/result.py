@@ -244,7 +244,7 @@ def _has(items: Iterable[Mapping[str, Any]], kind: str, metric: str) -> bool:
 def _compare(a: TaskResult, b: TaskResult, metric: str, confidence: float) -> Comparison:
     if _has(a.items, "statistics", metric):
         return _compare_sums(a, b, metric, confidence)
-    first, second = _means(a.items, metric), _means(b.items, metric)
+    first, second = item_means(a.items, metric), item_means(b.items, metric)
     ids = [i for i in first if i in second]
     only_a, only_b = len(first) - len(ids), len(second) - len(ids)
     direction = a.metrics[metric].higher_is_better
@@ -256,7 +256,7 @@ def _compare(a: TaskResult, b: TaskResult, metric: str, confidence: float) -> Co
     if weight is None:
         difference = paired_difference(xs, ys, confidence)
         return Comparison(a.name, metric, difference, sum(xs) / len(xs), sum(ys) / len(ys), only_a, only_b, direction)
-    weights, others = _means(a.items, metric, weight), _means(b.items, metric, weight)
+    weights, others = item_means(a.items, metric, weight), item_means(b.items, metric, weight)
     if any(weights[i] != others[i] for i in ids):
         return _because(blank, f"the models count different {weight} in the same rows")
     ws = [weights[i] for i in ids]
@@ -313,8 +313,14 @@ def _weighted(xs: list[float], ys: list[float], ws: list[float], confidence: flo
     )
 
 
-def _means(items: Iterable[Mapping[str, Any]], metric: str, key: str | None = None) -> dict[str, float]:
-    """Id to the mean over its samples: of the metric's score, or of the field `key` where there is a score."""
+def item_means(items: Iterable[Mapping[str, Any]], metric: str, key: str | None = None) -> dict[str, float]:
+    """Id to the mean over its samples: of the metric's score, or of the field `key` where there is a score.
+
+    Args:
+        items: of a result.
+        metric: whose scores; items without one are left out.
+        key: a field to average in place of the score.
+    """
     groups: dict[str, list[float]] = {}
     for item in items:
         score = item.get("scores", {}).get(metric)

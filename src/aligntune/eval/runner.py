@@ -7,8 +7,8 @@
 Data, rewards and columns are checked before the model is loaded, and nothing is written before the first task runs.
 The folder then holds `config.resolved.yaml`, `manifest.json` (the state), `results.json` and `items/<task>.jsonl`.
 
-`run(resume=True)` goes on with an evaluation that was killed, from its journals (`aligntune.eval.journal`). It evaluates
-with Transformers only.
+`run(resume=True)` goes on with an evaluation that was killed, from its journals (`aligntune.eval.journal`). It
+evaluates with Transformers only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from aligntune.algorithms.base import Schema
-from aligntune.core.config.io import effective
+from aligntune.core.config.base import to_plain
 from aligntune.core.config.sections import ModelConfig
-from aligntune.errors import ConfigurationError
+from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.eval.comparing import detectable
 from aligntune.eval.config import EvalConfig, EvalTask, check_eval_config
 from aligntune.eval.evaluators import BaseEvaluator
 from aligntune.eval.journal import Journal
@@ -31,6 +32,7 @@ from aligntune.eval.result import ITEMS, EvalResult, TaskResult
 from aligntune.eval.tasks.base import EvalKind
 from aligntune.utils.logging import get_logger, quiet_libraries
 from aligntune.utils.run_folder import RunFolder
+from aligntune.utils.user_code import load_function
 
 log = get_logger(__name__)
 
@@ -133,7 +135,7 @@ class EvalRunner:
             from aligntune.rewards import build_rewards
 
             rewards = build_rewards(task.rewards, composition=task.composition, judge=self.config.judge)
-        rows = [dict(row) for row in prepared.dataset]
+        rows = _transformed(task, [dict(row) for row in prepared.dataset])
         kind.check(rows, rewards)
         return _Job(task, kind, prepared, rows, rewards, self._shots(task))
 
@@ -184,7 +186,7 @@ class EvalRunner:
 
     def _evaluate(self, job: _Job, journal: Journal | None) -> TaskResult:
         task = job.task
-        log.info("evaluating %s (%s, %d rows)", task.name, task.kind, len(job.rows))
+        log.info("evaluating %s (%s); %s", task.name, task.kind, detectable(len(job.rows)))
         evaluator = BaseEvaluator(
             self.model,
             self.tokenizer,
@@ -215,9 +217,36 @@ class EvalRunner:
             "weights": _weights(self.config.model.name_or_path),
             "data": job.prepared.content_hash,
             "seed": self.config.seed,
-            **{key: value for key, value in effective(job.task).items() if key not in ("name", "dataset")},
+            **{key: value for key, value in to_plain(job.task).items() if key not in ("name", "dataset")},
         }
         return Journal.open(folder.path / ITEMS / f"{job.task.name}{JOURNAL}", subject, resume=resume)
+
+
+def _transformed(task: EvalTask, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that the task's function makes of its data.
+
+    Raises:
+        ConfigurationError: no such function.
+        ValidationError: it raised, or returned something else than a mapping or None; the row is named.
+    """
+    if task.transform is None:
+        return rows
+    change = load_function(task.transform, "transform")
+    made = []
+    for i, row in enumerate(rows):
+        try:
+            new = change(row)
+        except (LookupError, TypeError, ValueError, AttributeError) as e:
+            raise ValidationError(
+                f"{task.transform} raised {type(e).__name__} on row {i} of task '{task.name}': {e}",
+                hint=f"the row has the columns {', '.join(sorted(row))}",
+            ) from e
+        if new is not None and not isinstance(new, dict):
+            raise ValidationError(
+                f"{task.transform} returned {type(new).__name__} for row {i}", hint="return the row as a dict, or None"
+            )
+        made += [] if new is None else [new]
+    return made
 
 
 def _weights(path: str) -> list[list[Any]]:
@@ -229,7 +258,8 @@ def _weights(path: str) -> list[list[Any]]:
 
 def _check_journals(folder: Path, resume: bool) -> None:
     """Refuse to begin again over an unfinished evaluation."""
-    if not resume and any((folder / ITEMS).glob(f"*{JOURNAL}")):
+    begun = [path for path in (folder / ITEMS).glob(f"*{JOURNAL}") if path.read_bytes().count(b"\n") > 1]
+    if begun and not resume:
         raise ConfigurationError(
             f"output_dir {folder} holds an evaluation that did not finish",
             hint="go on with it (--resume), or set output_dir to a new folder",

@@ -72,7 +72,9 @@ class CorpusMetric(Metric):
         if value is None:
             return self.value(None, missing, self.why_missing)
         draws = _resampled([list(table.values())], [self], self.resamples, self.seed)[0]
-        low, high = bounds(draws, confidence) if len(table) > 1 else (None, None)
+        # Questions that are all alike say nothing about others: no interval, rather than one without width.
+        alike = len({tuple(row) for row in table.values()}) == 1
+        low, high = (None, None) if alike else bounds(draws, confidence)
         interval = Interval(value, low, high, len(table), "bootstrap", confidence)
         return replace(self.value(interval, missing, self.why_missing if missing else ""), confidence=confidence)
 

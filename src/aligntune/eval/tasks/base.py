@@ -104,7 +104,7 @@ class EvalKind(ABC):
 ASKING = frozenset({"chat_template", "few_shot"})
 """Fields that every kind which asks the model a question reads."""
 
-GENERATION = ASKING | {"max_new_tokens", "temperature", "top_p", "num_samples", "stop"}
+GENERATION = ASKING | {"max_new_tokens", "temperature", "top_p", "num_samples", "stop", "truncate_prompts"}
 """Fields that every kind with generated answers reads."""
 
 
@@ -145,6 +145,7 @@ def answers(rows: Sequence[Row], ids: Sequence[str], settings: EvalSettings, sub
         batch_size=settings.batch_size,
         num_samples=settings.num_samples,
         stop=settings.stop,
+        truncate=settings.truncate_prompts,
         seed=subject.seed,
     )
     return [
