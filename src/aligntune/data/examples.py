@@ -247,6 +247,8 @@ def _pair(
         if schema is not Schema.PROMPT:
             raise RowProblem(f"the {name} is empty or null")
         completion = None
+    elif isinstance(answer, bool):
+        raise RowFault(f"the {name} must be text or messages, found a truth value")
     else:
         completion = to_messages(answer if not isinstance(answer, (int, float)) else _number(answer), role="assistant")
         if completion[0]["role"] != "assistant" or not has_answer(completion):

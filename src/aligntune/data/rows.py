@@ -48,8 +48,8 @@ class BadRows:
         """
         if not self.skip:
             raise error
-        reason = error.message.removeprefix(f"{place}: ")
-        self.rows.append({"place": place, "reason": reason, "row": content})
+        _, found, reason = error.message.partition(f"{place}: ")
+        self.rows.append({"place": place, "reason": reason if found else error.message, "row": content})
 
 
 @dataclass

@@ -108,7 +108,7 @@ def write_split(
     balance: bool = False,
     seed: int = 42,
 ) -> dict[str, Any]:
-    """Write the parts of a source as `train.jsonl` and `test.jsonl` (and `left_out.jsonl`), with `split.json` about them.
+    """Write the parts of a source as `train.jsonl`, `test.jsonl` (and `left_out.jsonl`), and `split.json` about them.
 
     Args:
         source: as in a configuration.

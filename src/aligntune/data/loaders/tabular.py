@@ -137,11 +137,13 @@ def _batches(path: Path) -> Iterator[list[dict[str, Any]]]:
     import pyarrow
     from pyarrow import parquet
 
+    with readable(path):
+        handle = open(path, "rb")  # noqa: SIM115 - closed below; its faults are the disk's, those that follow the format's
     try:
-        with readable(path), parquet.ParquetFile(path) as file:
+        with handle, parquet.ParquetFile(handle) as file:
             for batch in file.iter_batches(batch_size=BATCH):
                 yield batch.to_pylist()
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValidationError(f"{path}: not Parquet ({error})", hint="fetch or write the file again") from error
 
 
