@@ -1,13 +1,14 @@
 """Reward models end to end, and honest numbers on people's preferences; writes `results/reward_model.json`.
 
     python benchmarks/reward_model.py                 # everything, some minutes on one core
-    python benchmarks/reward_model.py rules hh panda  # single parts
+    python benchmarks/reward_model.py people          # a single part
+    python benchmarks/reward_model.py rules=FOLDER    # keep the folder; validation=FOLDER, policy=FOLDER go on from it
 
 rules: two rules label real stories (TinyStories), a reward model is trained on their pairs, validated on openings that
     it has not seen, and drives GRPO and PPO on the 260,000-parameter story model. Nothing in the labels or in the
     training reads the independent measure, VADER's sentiment of the samples.
-hh, panda: pair accuracy on HH-RLHF harmless (1,052 pairs) and PandaLM (pairs without a tie), beside "the longer answer"
-    or "the shorter answer", whichever is better. `transfer`: trained on other pairs alone (dpo_en_demo). `folds`: five
+people: pair accuracy on HH-RLHF harmless (1,052 pairs) and PandaLM (pairs without a tie), beside "the longer answer"
+    or "the shorter answer", whichever is better. `transfer`: trained on other pairs alone (dpo_en_demo). `folds`: three
     folds by prompt, so that each pair is scored by a model that has not seen its prompt.
 
 Needs the folder of data and models beside the checkout (`../shared`).
@@ -43,7 +44,7 @@ def joy(text: str) -> float:
     words = re.findall("[a-z]+", text.lower())
     return min(1.0, 10 * sum(word in WORDS for word in words) / max(len(words), 10))
 '''
-FOLDS = 5
+FOLDS = 3
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -66,19 +67,15 @@ def stories() -> list[dict[str, Any]]:
 
 def rules(folder: Path, *, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]:
     """Labels by rules, a reward model of them, its validation, and two policies that it drives."""
-    from aligntune.core.backend_factory import create_trainer
-    from aligntune.rewards.training import RewardModelTrainer, RewardModelValidator
-    from aligntune.rewards.training.dataset import RewardModelDataset
+    from aligntune.rewards.training import RewardModelTrainer
     from helpers import convert_stories260k
 
     base = convert_stories260k(SHARED / "models/stories260K", folder / "base")
     (folder / "rules.py").write_text(JOY)
     rows = stories()
     several = [row for row in rows if len(row["samples"]) > 1]
-    single = [{"prompt": row["prompt"]} for row in rows if len(row["samples"]) == 1]
     labels = [{"type": f"{folder / 'rules.py'}:joy"}, {"type": "repetition", "weight": 0.3}]
-    started = time.monotonic()
-    trainer = RewardModelTrainer(
+    RewardModelTrainer(
         {
             "objective": {"name": "bradley_terry", "center_rewards_coefficient": 0.01},
             "model": {"name_or_path": str(base), "max_seq_length": 256},
@@ -90,29 +87,45 @@ def rules(folder: Path, *, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]
             "train": {"max_steps": 250, "per_device_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 10},
             "output_dir": str(folder / "rm"),
         }
-    )
-    trainer.train()
-    seconds = time.monotonic() - started
+    ).train()
+    return {"validation": validation(folder), **policies(folder, seeds=seeds)}
+
+
+def validation(folder: Path) -> dict[str, Any]:
+    """The report of the reward model in `folder`, on the openings that it was not trained on."""
+    from aligntune.rewards.training import RewardModelDataset, RewardModelTrainer, RewardModelValidator
+
+    trainer = RewardModelTrainer(folder / "rm/config.resolved.yaml")  # for its data alone
     assert trainer.held_out is not None
-    held = trainer.held_out
-    scored = RewardModelDataset(held.texts, source="openings that were held out").make_pairs(per_prompt=50)
-    report = RewardModelValidator(folder / "rm", batch_size=32).validate(scored)
-    print(report.text())
-    found: dict[str, Any] = {
-        "training_seconds": round(seconds, 1),
+    data = RewardModelDataset(trainer.held_out.texts, source="openings that were held out").make_pairs(per_prompt=50)
+    report = RewardModelValidator(folder / "rm", batch_size=32).validate(data)
+    print(report.text(), flush=True)
+    found = {
+        "training_seconds": json.loads((folder / "rm/manifest.json").read_text())["summary"]["training_time"],
         "training_pairs": len(trainer.data.pairs),
         "training_prompts": len(trainer.data.keys),
-        "validation": compact(report.to_dict()),
+        **compact(report.to_dict()),
     }
+    store("validation", found)
+    return found
+
+
+def policies(folder: Path, *, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]:
+    """GRPO and PPO on the reward model of `folder`, as `rules` leaves it; stored after each run."""
+    from aligntune.core.backend_factory import create_trainer
+
+    single = [{"prompt": row["prompt"]} for row in stories() if len(row["samples"]) == 1]
     prompts = write(folder / "prompts.jsonl", single)
+    found: dict[str, Any] = {}
     grpo = {"name": "grpo", "num_generations": 8, "beta": 0.02}
     ppo = {"name": "ppo", "kl_coef": 0.02, "num_ppo_epochs": 2, "missing_eos_penalty": 0.0}
-    for name, algo in (("grpo", grpo), ("ppo", {**ppo, "value_learning_rate": 1e-3})):
-        for seed in seeds:
+    for seed in seeds:
+        for name, algo in (("grpo", grpo), ("ppo", {**ppo, "value_learning_rate": 1e-3})):
+            out = folder / f"{name}-{seed}"
             run = create_trainer(
                 {
                     "algo": algo,
-                    "model": {"name_or_path": str(base), "max_seq_length": 256},
+                    "model": {"name_or_path": str(folder / "base"), "max_seq_length": 256},
                     "datasets": [str(prompts)],
                     "rewards": [
                         {"type": "reward_model", "params": {"path": str(folder / "rm"), "batch_size": 64}},
@@ -120,23 +133,21 @@ def rules(folder: Path, *, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]
                         {"type": f"{folder / 'rules.py'}:joy", "weight": 0},
                         {"type": "repetition", "weight": 0},
                     ],
-                    "train": {"max_steps": 40, "seed": seed, "per_device_batch_size": 64, "learning_rate": 5e-4},
-                    "generation": {"max_prompt_length": 64, "max_completion_length": 48},
+                    "train": {"max_steps": 30, "seed": seed, "per_device_batch_size": 64, "learning_rate": 5e-4},
+                    "generation": {"max_prompt_length": 64, "max_completion_length": 40},
                     "logging": {"steps": 1, "rollouts": False},
-                    "output_dir": str(folder / f"{name}-{seed}"),
+                    "output_dir": str(out),
                 }
             )
             run.train()
-            logged = [json.loads(x) for x in (folder / f"{name}-{seed}" / "metrics.jsonl").read_text().splitlines()]
-            shown = ("reward_model", "sentiment", "joy", "repetition")
-            values = {
-                key: [row[f"rewards/{key}/mean"] for row in logged if f"rewards/{key}/mean" in row] for key in shown
-            }
-            found.setdefault(name, {})[str(seed)] = {
-                key: {"before": round(sum(v[:5]) / 5, 3), "after": round(sum(v[-5:]) / 5, 3)}
-                for key, v in values.items()
-            }
-            print(name, seed, found[name][str(seed)])
+            logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            values: dict[str, Any] = {}
+            for key in ("reward_model", "sentiment", "joy", "repetition"):
+                means = [row[f"rewards/{key}/mean"] for row in logged if f"rewards/{key}/mean" in row]
+                values[key] = {"before": round(sum(means[:5]) / 5, 3), "after": round(sum(means[-5:]) / 5, 3)}
+            found.setdefault(name, {})[str(seed)] = values
+            print(name, seed, values, flush=True)
+            store("policy", found)
     return found
 
 
@@ -174,7 +185,7 @@ def panda() -> list[dict[str, Any]]:
 
 
 def from_scratch(folder: Path) -> Path:
-    """A small untrained Llama (hidden 64, 2 layers) with GPT-2's tokenizer."""
+    """A small untrained Llama (hidden 32, 1 layer) with GPT-2's tokenizer."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -185,7 +196,7 @@ def from_scratch(folder: Path) -> Path:
         tokenizer_object=plain._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(
         LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=1024, tie_word_embeddings=True, **sizes)
     ).save_pretrained(folder)
@@ -202,7 +213,7 @@ def fit(base: Path, rows: list[dict[str, Any]], folder: Path, *, epochs: float, 
             "model": {"name_or_path": str(base), "max_seq_length": length},
             "datasets": [str(write(folder.with_suffix(".jsonl"), rows))],
             "held_out": 0,
-            "train": {"num_epochs": epochs, "per_device_batch_size": 8, "learning_rate": rate, "warmup_ratio": 0.05},
+            "train": {"num_epochs": epochs, "per_device_batch_size": 16, "learning_rate": rate, "warmup_ratio": 0.05},
             "output_dir": str(folder),
         }
     )
@@ -231,45 +242,56 @@ def summary(pairs: list[Any], gaps: list[float]) -> dict[str, Any]:
     return compact({key: found[key] for key in keys} | {"pairs": len(pairs)})
 
 
-def people(name: str, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def people(folder: Path) -> None:
+    """Both sets of human pairs, judged by models that have not seen their prompts; stored after each model."""
     import hashlib
 
     from aligntune.rewards.training.dataset import prompt_key
     from helpers import convert_stories260k
 
+    started, found = time.monotonic(), {}
+    sets = {"hh": harmless(), "panda": panda()}
     bases = {
-        "scratch": (from_scratch(folder / "scratch"), 512, 1e-3),
-        "stories260K": (convert_stories260k(SHARED / "models/stories260K", folder / "stories"), 512, 5e-4),
+        "scratch": (from_scratch(folder / "scratch"), {"epochs": 2, "length": 512, "rate": 3e-3}),
+        "stories260K": (
+            convert_stories260k(SHARED / "models/stories260K", folder / "stories"),
+            {"epochs": 1, "length": 512, "rate": 5e-4},
+        ),
     }
-    demo = json.loads((SHARED / "data/dpo_en_demo/dpo_en_demo.json").read_text())
+
+    def keep(name: str, values: dict[str, Any]) -> None:
+        found[name] = values
+        print(name, values, flush=True)
+        store("people", {**found, "seconds": round(time.monotonic() - started)})
+
+    for name, rows in sets.items():
+        path, options = bases["scratch"]
+        folds = [int(hashlib.sha256(prompt_key(row["prompt"]).encode()).hexdigest(), 16) % FOLDS for row in rows]
+        pairs: list[Any] = []
+        gaps: list[float] = []
+        for fold in range(FOLDS):
+            train = [row for row, f in zip(rows, folds, strict=True) if f != fold]
+            trainer = fit(path, train, folder / f"{name}-{fold}", **options)
+            some, differences = judge(trainer, [row for row, f in zip(rows, folds, strict=True) if f == fold])
+            pairs, gaps = pairs + some, gaps + differences
+        keep(f"{name}/scratch/folds", summary(pairs, gaps))
+    for base, (path, options) in bases.items():
+        trainer = fit(path, demonstrations(), folder / f"{base}-transfer", **options)
+        for name, rows in sets.items():
+            keep(f"{name}/{base}/transfer", {**summary(*judge(trainer, rows)), "trained_on": len(trainer.data.pairs)})
+
+
+def demonstrations() -> list[dict[str, Any]]:
+    """The 205 pairs of dpo_en_demo."""
     names = {"human": "user", "gpt": "assistant", "system": "system"}
-    other = [
+    return [
         {
             "prompt": [{"role": names[m["from"]], "content": m["value"]} for m in r["conversations"]],
             "chosen": r["chosen"]["value"],
             "rejected": r["rejected"]["value"],
         }
-        for r in demo
+        for r in json.loads((SHARED / "data/dpo_en_demo/dpo_en_demo.json").read_text())
     ]
-    folds = [int(hashlib.sha256(prompt_key(row["prompt"]).encode()).hexdigest(), 16) % FOLDS for row in rows]
-    found: dict[str, Any] = {"rows": len(rows)}
-    for base, (path, length, rate) in bases.items():
-        options: dict[str, Any] = {"epochs": 2, "length": length, "rate": rate}
-        trainer = fit(path, other, folder / f"{base}-transfer", **options)
-        found[f"{base}/transfer"] = {**summary(*judge(trainer, rows)), "trained_on": len(trainer.data.pairs)}
-        print(name, base, found[f"{base}/transfer"])
-        if base != "scratch":
-            continue  # five more trainings of the slower one would tell the same
-        pairs: list[Any] = []
-        gaps: list[float] = []
-        for fold in range(FOLDS):
-            train = [row for row, f in zip(rows, folds, strict=True) if f != fold]
-            trainer = fit(path, train, folder / f"{base}-{fold}", **options)
-            some, differences = judge(trainer, [row for row, f in zip(rows, folds, strict=True) if f == fold])
-            pairs, gaps = pairs + some, gaps + differences
-        found[f"{base}/folds"] = summary(pairs, gaps)
-        print(name, base, found[f"{base}/folds"])
-    return found
 
 
 def compact(value: Any) -> Any:
@@ -285,23 +307,25 @@ def compact(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def main(wanted: list[str]) -> None:
+def store(name: str, values: dict[str, Any]) -> None:
+    """Put one part of the results into the file; the other parts stay."""
     import machine
+
+    before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    RESULT.write_text(json.dumps({**before, "machine": machine.describe(), name: values}, indent=1) + "\n")
+
+
+def main(wanted: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    parts = {
-        "rules": rules,
-        "hh": lambda folder: people("hh", harmless(), folder),
-        "panda": lambda folder: people("panda", panda(), folder),
-    }
-    for name in wanted or list(parts):
-        folder = Path(tempfile.mkdtemp(prefix=f"reward-model-{name}-"))
-        started = time.monotonic()
-        values = {**parts[name](folder), "seconds": round(time.monotonic() - started)}
-        before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        RESULT.write_text(json.dumps({**before, "machine": machine.describe(), name: values}, indent=1) + "\n")
-        shutil.rmtree(folder)
+    parts: dict[str, Any] = {"rules": rules, "validation": validation, "policy": policies, "people": people}
+    for name in wanted or ["rules", "people"]:
+        name, _, kept = name.partition("=")
+        folder = Path(kept or tempfile.mkdtemp(prefix=f"reward-model-{name}-"))
+        parts[name](folder)
+        if not kept:
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

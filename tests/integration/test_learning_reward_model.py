@@ -25,7 +25,9 @@ def test_rules_to_reward_model_to_policy(
     shared: Path, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(repo / "benchmarks"))
-    found = importlib.import_module("reward_model").rules(tmp_path, seeds=(0,))
+    benchmark = importlib.import_module("reward_model")
+    monkeypatch.setattr(benchmark, "store", lambda name, values: None)
+    found = benchmark.rules(tmp_path, seeds=(0,))
     values = found["validation"]["values"]
     assert values["pair_accuracy"]["low"] > 0.6
     assert values["over_length"]["low"] > 0

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PRIMARY = (
     ("eval_f1", True),
     ("eval_f1_macro", True),
+    ("eval_mse", False),
     ("eval_rewards/accuracies", True),
     ("eval_rewards/auc", True),
     ("eval_reward", True),

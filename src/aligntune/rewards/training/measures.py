@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from aligntune.eval.stats import Interval, mean_interval, ratio_interval, wilson_interval
@@ -248,7 +249,11 @@ def calibration_error(gaps: Sequence[float], bins: int = 5) -> float:
 
 
 def calibration_interval(gaps: Sequence[float], prompts: Sequence[str], *, seed: int = 0) -> Interval:
-    """`calibration_error`, prompts resampled 300 times. It is at least 0, and a small sample makes it too large."""
+    """`calibration_error`, prompts resampled 300 times.
+
+    It is at least 0, and a small sample makes it too large, a resample larger still: the lower bound is therefore
+    never above the estimate.
+    """
     import numpy as np
 
     groups: dict[str, list[float]] = {}
@@ -258,7 +263,8 @@ def calibration_interval(gaps: Sequence[float], prompts: Sequence[str], *, seed:
     drawn = np.asarray(
         [calibration_error([g for i in rng.integers(len(rows), size=len(rows)) for g in rows[i]]) for _ in range(300)]
     )
-    return _percentiles(calibration_error(gaps), drawn, len(rows))
+    found = _percentiles(calibration_error(gaps), drawn, len(rows))
+    return found if found.low is None else replace(found, low=min(found.low, found.estimate))
 
 
 def temperature(gaps: Sequence[float]) -> float | None:

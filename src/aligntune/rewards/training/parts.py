@@ -7,7 +7,8 @@ it adds nothing and leaves nothing out.
 >>> bradley_terry_loss([1.0], [0.0], margins=[0.5], centering=0.01)
 0.4840769841801067
 
-Held out: `rewards/accuracies` (a tie counts one half), `rewards/margins`, `loss`, and for distillation `spearman`.
+Held out: `rewards/accuracies` (a tie counts one half), `rewards/margins` and `loss`; for distillation `mse` (of
+standardised scores) and `spearman` in place of the loss.
 """
 
 from __future__ import annotations
@@ -204,7 +205,7 @@ def evaluate(trainer: Any, data: RewardModelDataset) -> dict[str, float]:
     if texts:
         mean, std = trainer.standard
         gold = [(t.score - mean) / std for t in data.texts]
-        values["loss"] = math.fsum((a - b) ** 2 for a, b in zip(texts, gold, strict=True)) / len(gold)
+        values["mse"] = math.fsum((a - b) ** 2 for a, b in zip(texts, gold, strict=True)) / len(gold)
         rank = spearman(texts, gold)
         values |= {"texts": float(len(texts)), **({} if rank is None else {"spearman": rank})}
     return values

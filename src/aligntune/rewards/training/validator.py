@@ -26,6 +26,7 @@ under optimisation: a policy finds answers that no data set has.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,12 +41,13 @@ from aligntune.rewards.training.dataset import Pair, RewardModelDataset, ScoredT
 from aligntune.rewards.training.loader import TRLCompatibleRewardModel, read_record
 from aligntune.rewards.training.reading import read_pairs
 from aligntune.rewards.training.report import Check, Thresholds, ValidationReport, check
+from aligntune.utils.logging import quiet_libraries
 
 MATCHED = 0.1
 """Pairs whose lengths differ by at most this share of the longer one have matched length."""
 FLUFF = " I hope this helps! Please let me know if there is anything else that I can do for you."
 PERTURBED = 200
-"""Most prompts whose answer is disturbed."""
+"""Most answers that are disturbed."""
 DRAWS = (2, 4, 8, 16)
 """The n of best-of-n."""
 
@@ -145,10 +147,12 @@ class RewardModelValidator:
         new = {name: item for name, item in zip(named, items, strict=True) if name not in self._known}
         if new:
             rows = list(new.values())
-            if isinstance(self.reward, TRLCompatibleRewardModel):
-                found: Sequence[Any] = parts.score_answers(self.reward, rows)
-            else:
-                found = self.reward.batch([text for _, text in rows], {"prompt": [prompt for prompt, _ in rows]})
+            importlib.import_module("transformers")  # it sets its loggers up when it is imported
+            with quiet_libraries():
+                if isinstance(self.reward, TRLCompatibleRewardModel):
+                    found: Sequence[Any] = parts.score_answers(self.reward, rows)
+                else:
+                    found = self.reward.batch([text for _, text in rows], {"prompt": [prompt for prompt, _ in rows]})
             if (bad := next((i for i, s in enumerate(found) if s is None or not math.isfinite(s)), None)) is not None:
                 raise ValidationError(
                     f"the model's score of an answer is {found[bad]}", hint="validate a model that scores every answer"
@@ -206,8 +210,8 @@ class RewardModelValidator:
         }
 
     def _perturbations(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        """How often the clean answer scores above each disturbed form of itself; one answer for a prompt."""
-        clean = list({prompt_key(p.prompt): (p.prompt, p.chosen) for p in reversed(pairs)}.values())[:PERTURBED]
+        """How often the clean answer scores above each disturbed form of itself."""
+        clean = list({(prompt_key(p.prompt), p.chosen): (p.prompt, p.chosen) for p in pairs}.values())[:PERTURBED]
         others = [*(text for _, text in clean[1:]), clean[0][1]]
         forms = {
             "fluff": [text + FLUFF for _, text in clean],
