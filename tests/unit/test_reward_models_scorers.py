@@ -210,13 +210,39 @@ def test_vectors_are_masked_means_of_length_one(encoder: Path, tmp_path: Path) -
     (stated / "1_Pooling/config.json").write_text('{"pooling_mode_cls_token": true, "word_embedding_dimension": 32}')
     assert Embedder(str(stated)).embed([TEXTS[2]])[0] == pytest.approx(first, abs=1e-6)
     (stated / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
-    with pytest.raises(ValidationError, match="states the pooling pooling_mode_max_tokens"):
+    with pytest.raises(ValidationError, match="states the pooling max_tokens"):
         Embedder(str(stated)).embed(["a"])
-    (stated / "2_Dense").mkdir()
-    with pytest.raises(ValidationError, match="layers after its pooling"):
+    modules = [("", "Transformer"), ("own", "Pooling"), ("2_Normalize", "Normalize")]
+    listed = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules]
+    (stated / "modules.json").write_text(json.dumps(listed))
+    (stated / "own").mkdir()
+    (stated / "own/config.json").write_text('{"pooling_mode": "lasttoken"}')
+    assert Embedder(str(stated)).embed([TEXTS[2]])[0] == pytest.approx(last, abs=1e-6)
+    (stated / "modules.json").write_text(json.dumps([*listed, {"path": "3_Dense", "type": "models.Dense"}]))
+    with pytest.raises(ValidationError, match=r"layers after its pooling \(Dense\)"):
         Embedder(str(stated)).embed(["a"])
+    with pytest.raises(ConfigurationError, match="the pooling of owner/name cannot be read") as caught:
+        Embedder("owner/name")._stated_pooling()
+    assert "pooling: mean, cls, last" in caught.value.hint
     with pytest.raises(ConfigurationError, match="pooling is 'max'"):
         Embedder(str(encoder), pooling="max")  # type: ignore[arg-type]
+
+
+def test_half_precision_is_near_and_an_encoder_with_a_decoder_is_refused(classifier: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import T5Config, T5Model
+
+    full = TextClassifier(str(classifier)).probabilities(["yes"])[0]
+    half = TextClassifier(str(classifier), precision="bf16")
+    assert half.probabilities(["yes"])[0] == pytest.approx(full, abs=0.05)
+    assert next(half.load()[0].parameters()).dtype is torch.bfloat16
+    tokenizer = helpers.byte_tokenizer(chat=False)
+    T5Model(
+        T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValidationError, match="an encoder with a decoder"):
+        Embedder(str(tmp_path)).embed(["a"])
 
 
 def test_likelihoods_are_sums_of_log_probabilities(tiny_model: Path) -> None:

