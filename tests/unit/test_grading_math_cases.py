@@ -36,17 +36,19 @@ HOSTILE = [
     r"Integer(__import__('os').getpid())",
     r"S('__import__(\"os\").system(\"touch /tmp/hostile_math\")')",
     r"\frac{__import__('os')}{1}",
+    "\0\x01\x02",
+    "\ud800\udfff",
+    "١٢ 𝟏𝟐 ⑫",
+    "%s%s%n",
+    "12;rm -rf /tmp/hostile_math",
+]
+HEAVY = [
     r"\begin{pmatrix}" * 20,
     r"\sqrt" * 60,
     "{" * 150 + "}" * 150,
     "(" * 290,
     "\\" * 299,
     "x^" * 149,
-    "\0\x01\x02",
-    "\ud800\udfff",
-    "١٢ 𝟏𝟐 ⑫",
-    "%s%s%n",
-    "12;rm -rf /tmp/hostile_math",
 ]
 
 
@@ -115,7 +117,7 @@ def test_no_text_reaches_an_evaluator_in_this_process() -> None:
         "import json, sys\n"
         "from aligntune.grading.extract import final_answer\n"
         "from aligntune.grading.math import math_equal\n"
-        "texts = json.load(sys.stdin)\n"
+        "texts, heavy = json.load(sys.stdin)\n"
         "for gold in ('12', 'x^2+1'):\n    math_equal(gold, '1+x^2', 30)\n"  # starts the worker, warms the caches
         "seen = []\n"
         "bad = ('compile', 'exec', 'import', 'os.system', 'os.exec', 'os.fork', 'socket.connect')\n"
@@ -125,12 +127,13 @@ def test_no_text_reaches_an_evaluator_in_this_process() -> None:
         "    for gold in ('12', 'x^2+1'):\n"
         "        for given in (text, final_answer('\\\\boxed{' + text + '}', gold)):\n"
         "            assert math_equal(gold, given, 1) is False, (gold, given)\n"
+        "for text in heavy:\n    assert math_equal('12', text, 0.5) is False\n"
         "on.clear()\n"
         "print(json.dumps(seen), [n for n in ('sympy', 'math_verify', 'latex2sympy2_extended') if n in sys.modules])\n"
     )
     out = subprocess.run(
         [sys.executable, "-c", script],
-        input=json.dumps(HOSTILE),
+        input=json.dumps([HOSTILE, HEAVY]),
         capture_output=True,
         text=True,
         timeout=300,

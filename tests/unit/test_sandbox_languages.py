@@ -12,11 +12,12 @@ from test_sandbox import processes
 
 import hostile_languages
 from aligntune.errors import ConfigurationError, EnvironmentError
-from aligntune.grading.code import Tests, blocks, judge, program
+from aligntune.grading import code
+from aligntune.grading.code import blocks, judge, program
 from aligntune.grading.sandbox import SafeCodeExecutor, SandboxUnavailable, languages
 from aligntune.rewards import get_reward_function
 
-LIMIT = 1.0
+LIMIT = 0.7
 CASES = [("21\n", "42\n")]
 INSTALLED = [name for name, known in languages.KNOWN.items() if any(map(languages.shutil.which, known.commands))]
 
@@ -115,9 +116,9 @@ def test_blocks_and_judge_by_language() -> None:
     assert program(text, language="javascript") == "console.log(1)\n"
     assert program(text) == "print(1)\n"
     with pytest.raises(ConfigurationError, match="asserts cannot call functions of perl"):
-        judge("x", Tests(listed=("assert f(1)",)), language="perl")
+        judge("x", code.Tests(listed=("assert f(1)",)), language="perl")
     with pytest.raises(ConfigurationError, match="own interpreter"):
-        judge("x", Tests(cases=(("1", "2"),)), interpreter="/usr/bin/python3")
+        judge("x", code.Tests(cases=(("1", "2"),)), interpreter="/usr/bin/python3")
 
 
 @pytest.mark.skipif(not INSTALLED, reason="no interpreter of another language is installed")
