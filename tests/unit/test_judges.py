@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import multiprocessing
@@ -121,7 +122,8 @@ def test_an_attempt_ends_on_time_and_the_others_are_kept(reply: Reply) -> None:
         assert sum("slow" in c.text for c in endpoint.calls) == 2
 
 
-def test_headers_that_never_end_do_not_hang() -> None:
+@pytest.mark.parametrize("asked", [True, False])
+def test_headers_that_never_end_do_not_hang(asked: bool) -> None:
     """A server that sends a header line now and then, for ever: each read succeeds, the attempt does not."""
     server = socket.create_server(("127.0.0.1", 0))
     stop = threading.Event()
@@ -140,8 +142,9 @@ def test_headers_that_never_end_do_not_hang() -> None:
     threading.Thread(target=serve, daemon=True).start()
     config = JudgeConfig(url=f"http://127.0.0.1:{server.getsockname()[1]}/v1", model="m", timeout=0.3, retries=0)
     start = time.monotonic()
-    with pytest.raises(RewardError, match=r"no whole answer after 0.3 s|no answer after 0.3 s"):
-        OpenAIJudge(config).ask([ask("a")])
+    told = r"no whole answer after 0.3 s|no answer after 0.3 s"
+    with pytest.raises(RewardError if asked else errors.EnvironmentError, match=told):
+        OpenAIJudge(config).ask([ask("a")]) if asked else OpenAIJudge(config).check()
     assert time.monotonic() - start < 10
     stop.set()
     server.close()
@@ -318,6 +321,13 @@ def test_failures_are_not_kept(tmp_path: Path) -> None:
         assert judge.ask([ask("a"), ask("b")]) == ["ok", "ok"]
 
 
+def test_one_failure_beside_kept_answers_stops_nothing(tmp_path: Path) -> None:
+    with Endpoint(lambda c: Reply(status=400) if "bad" in c.text else Reply("ok")) as endpoint:
+        judge = judge_of(endpoint, cache=str(tmp_path))
+        assert judge.ask([ask("a")]) == ["ok"]
+        assert judge.ask([ask("a"), ask("bad")]) == ["ok", None]
+
+
 def _write(folder: str, number: int) -> None:
     cache = AnswerCache(folder)
     for i in range(100):
@@ -407,6 +417,7 @@ def test_every_key_reaches_the_endpoint(key: str, monkeypatch: pytest.MonkeyPatc
         ({"model": "m", "url": "http://x/v1", "timeout": 0}, "timeout"),
         ({"model": "m", "url": "http://x/v1", "tmeout": 1}, "did you mean 'timeout'"),
         ({"url": "http://x/v1"}, "model: is missing"),
+        ({"model": "m", "url": "http://x/v1", "extra": {"day": datetime.date(2020, 1, 1)}}, "judge.extra cannot be sent"),
     ],
 )  # fmt: skip
 def test_a_wrong_judge_is_refused(keys: dict[str, Any], told: str) -> None:
@@ -420,6 +431,7 @@ def test_one_judge_for_equal_configurations(tmp_path: Path) -> None:
     first = make_judge(keys)
     assert make_judge(JudgeConfig(**keys)) is first
     assert make_judge(first) is first
+    assert pickle.loads(pickle.dumps(first)) is first
     assert make_judge({**keys, "cache": str(tmp_path)}) is not first
     with pytest.raises(ConfigurationError, match="a judge is list"):
         make_judge([])  # type: ignore[arg-type]

@@ -104,7 +104,7 @@ class Judge:
             version: of whatever wrote the questions; another version never meets a kept answer.
 
         Raises:
-            RewardError: not one of the questions that had to be sent was answered; the sentence of the first says why.
+            RewardError: not one of the questions has an answer; the sentence of the first failure says why.
             EnvironmentError: the key is missing or refused, or `max_cost` is reached.
         """
         if not requests:
@@ -129,9 +129,9 @@ class Judge:
                     self._cache.write(open_keys[place], answer)
 
             self._answer([questions[key] for key in open_keys], settle)
-            if failed and len(failed) == len(open_keys):
+            if failed and not known:
                 raise RewardError(
-                    f"the judge {self.name} answered none of {len(open_keys)} questions: {failed[0].sentence}",
+                    f"the judge {self.name} answered none of {len(failed)} questions: {failed[0].sentence}",
                     hint="start or mend the endpoint; raise judge.timeout or judge.retries where it is only slow",
                     context={"judge": self.name, "reasons": dict(Counter(f.kind for f in failed))},
                 )
@@ -217,7 +217,7 @@ def make_judge(config: JudgeConfig | Mapping[str, Any] | Judge) -> Judge:
         said, _, fix = sentence.partition("; ")
         raise ConfigurationError(f"judge.{key} {said}", hint=fix or "docs/judges.md lists the keys")
     with _MAKING:
-        key = json.dumps(to_plain(config), sort_keys=True)
+        key = json.dumps(to_plain(config), sort_keys=True, default=str)
         judge = _JUDGES.get(key)
         if judge is None:
             if config.kind == "local":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntune.errors import ValidationError
-from aligntune.rewards.judges.base import Failure, Judge, Messages
+from aligntune.rewards.judges.base import Failure, Judge, Messages, make_judge
 from aligntune.rewards.judges.cache import AnswerCache
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class LocalJudge(Judge):
         self._device = "auto"
         self._loaded: Any = None
         self._cache = AnswerCache(config.cache) if config.cache is not None else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_judge, (self.config,)
 
     def identity(self) -> dict[str, Any]:
         """Model, weights (by the size and time of their files) and sampling parameters."""
@@ -122,9 +125,8 @@ class LocalJudge(Judge):
 
 
 def _control_tokens(tokenizer: Any) -> list[str]:
-    """Texts that the tokenizer turns into one token of its own, special ones and added ones."""
-    added: dict[str, int] = tokenizer.get_added_vocab()
-    return list(added)
+    """Texts that the tokenizer turns into one token of its own: special ones, and added ones that are no words."""
+    return [token for token in tokenizer.get_added_vocab() if not token.isalnum()]
 
 
 def _disarmed(messages: Messages, special: Sequence[str]) -> Messages:

@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 from aligntune import errors
 from aligntune.errors import AlignTuneError, ConfigurationError, RewardError
-from aligntune.rewards.judges.base import PING, Failure, Judge, Messages
+from aligntune.rewards.judges.base import PING, Failure, Judge, Messages, make_judge
 from aligntune.rewards.judges.cache import AnswerCache
 from aligntune.rewards.judges.limits import FIRST_WAIT, LONGEST_RETRY_AFTER, Pace, backoff, retry_after
 
@@ -54,9 +54,15 @@ class _Again:
 
 
 class _Call:
-    """One call of `ask`: its queues, its end, and the attempts under way."""
+    """One call of `ask`: its queues, its end, and the attempts under way.
 
-    def __init__(self, requests: Sequence[Messages]) -> None:
+    Args:
+        requests: the questions.
+        patient: try again where there is no connection.
+    """
+
+    def __init__(self, requests: Sequence[Messages], *, patient: bool = True) -> None:
+        self.size, self.patient = len(requests), patient
         self.todo: queue.SimpleQueue[tuple[int, Messages]] = queue.SimpleQueue()
         for i, messages in enumerate(requests):
             self.todo.put((i, messages))
@@ -93,6 +99,10 @@ class OpenAIJudge(Judge):
             host = None
         if not host:
             raise ConfigurationError(f"judge.url is no address: {config.url}", hint="as http://localhost:8000/v1")
+        try:
+            json.dumps(config.extra)
+        except (TypeError, ValueError) as e:
+            raise ConfigurationError(f"judge.extra cannot be sent as JSON: {e}", hint="put dates in quotes") from e
         self.name = f"{config.model} at {host}"
         self._cache = AnswerCache(config.cache) if config.cache is not None else None
         self._pace = Pace(config.requests_per_minute)
@@ -101,6 +111,9 @@ class OpenAIJudge(Judge):
         self._ready = False
         self._tls: Any = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_judge, (self.config,)
+
     def identity(self) -> dict[str, Any]:
         """Address, model and sampling parameters."""
         c = self.config
@@ -108,15 +121,17 @@ class OpenAIJudge(Judge):
         return {"kind": "openai", "address": self.address, "model": c.model, **own}
 
     def check(self) -> None:
-        if self._ready:
-            return
-        answer = self._question(PING, _Call([]), self._key(), patient=False)
-        if isinstance(answer, Failure):
-            raise errors.EnvironmentError(
-                f"the judge {self.name} cannot be asked: {answer.sentence}",
-                hint=f"start the endpoint, or mend judge.url ({self.config.url}) and judge.model",
-            )
-        self._ready = True
+        with self._lock:
+            if self._ready:
+                return
+            answers: list[str | Failure] = []
+            self._run(_Call([PING], patient=False), lambda place, answer: answers.append(answer))
+            if isinstance(answers[0], Failure):
+                raise errors.EnvironmentError(
+                    f"the judge {self.name} cannot be asked: {answers[0].sentence}",
+                    hint=f"start the endpoint, or mend judge.url ({self.config.url}) and judge.model",
+                )
+            self._ready = True
 
     def _key(self) -> str | None:
         """The API key; None where the configuration names no variable."""
@@ -135,13 +150,14 @@ class OpenAIJudge(Judge):
     # ---- one call ------------------------------------------------------------------------------------------------
 
     def _answer(self, requests: Sequence[Messages], settle: Callable[[int, str | Failure], None]) -> None:
-        if not requests:
-            return
-        key, call = self._key(), _Call(requests)
+        if requests:
+            self._run(_Call(requests), settle)
+
+    def _run(self, call: _Call, settle: Callable[[int, str | Failure], None]) -> None:
+        key, left = self._key(), call.size
         try:
-            for _ in range(min(self.config.concurrency, len(requests))):
+            for _ in range(min(self.config.concurrency, left)):
                 threading.Thread(target=self._work, args=(call, key), name="aligntune-judge", daemon=True).start()
-            left = len(requests)
             while left:
                 call.end_overdue(self.config.timeout)
                 try:
@@ -154,8 +170,7 @@ class OpenAIJudge(Judge):
                 left -= 1
         finally:
             call.stop.set()  # an interrupt or a final error: the others start no further attempt
-            if any(call.under_way):
-                call.end_overdue(-_GRACE)
+            call.end_overdue(-_GRACE)
 
     def _work(self, call: _Call, key: str | None) -> None:
         """A thread: question after question, until there are none or the call ends."""
@@ -174,12 +189,8 @@ class OpenAIJudge(Judge):
             finally:  # whatever happened: the calling thread waits for one entry for each question
                 call.done.put((place, answer))
 
-    def _question(self, messages: Messages, call: _Call, key: str | None, *, patient: bool = True) -> str | Failure:
-        """All attempts at one question.
-
-        Args:
-            patient: try again where there is no connection.
-        """
+    def _question(self, messages: Messages, call: _Call, key: str | None) -> str | Failure:
+        """All attempts at one question."""
         for attempt in range(self.config.retries + 1):
             if not self._pace.turn(call.stop):
                 return Failure("stopped", "the call was stopped")
@@ -190,7 +201,7 @@ class OpenAIJudge(Judge):
             found = self._attempt(messages, call, key)
             if not isinstance(found, _Again):
                 return found
-            last = attempt == self.config.retries or (found.failure.kind == "connection" and not patient)
+            last = attempt == self.config.retries or (found.failure.kind == "connection" and not call.patient)
             if last or (found.wait or 0.0) > LONGEST_RETRY_AFTER:
                 return found.failure
             with self._count:
