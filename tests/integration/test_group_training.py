@@ -113,6 +113,9 @@ def test_dapo_trains_on_no_group_without_variance_and_stores_what_it_dropped(on_
         rounds = max(g[0]["round"] for g in mine)
         kept = [g for g in mine if not g[0]["dropped"]]
         assert len(kept) == 2 or (rounds == 3 and len(kept) < 2)
+        for group in kept:
+            assert sum(r["advantage"] for r in group) == pytest.approx(0, abs=1e-3)
+            assert all(r["logprob_sum"] < 0 and r["weight/share_of_a"] == 1 for r in group)
     shares = runs.logged(out, "dynamic_sampling/dropped_share")
     dropped = [sum(g[0]["dropped"] for g in groups if g[0]["step"] == s) for s in (1, 2)]
     sampled = [sum(g[0]["step"] == s for g in groups) for s in (1, 2)]

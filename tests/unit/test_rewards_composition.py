@@ -308,3 +308,32 @@ def test_a_configuration_reaches_the_composite() -> None:
     made = build_rewards(rewards, composition=rules)
     assert made.compute("no answer here") == 0
     assert made.compute("so\n#### 7") == pytest.approx(1 + 0.5 * made.components[1].reward.compute("so\n#### 7"))
+
+
+def gathered_in_a_process(rank: int, place: str, found: Any) -> None:
+    """One process of two; what it normalises is put into `found`."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    made = composite((1, UNIT), normalise="running")
+    totals_of = totals(made, [(v,) for v in ((0.1, 0.4), (0.9, None))[rank]], train=True)
+    found.put((rank, totals_of, made.state()))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_running_statistics_are_those_of_all_processes(tmp_path: Any) -> None:
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    found = context.Queue()
+    workers = [context.Process(target=gathered_in_a_process, args=(r, str(tmp_path / "store"), found)) for r in (0, 1)]
+    for worker in workers:
+        worker.start()
+    results = sorted(found.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join(60)
+    one = composite((1, UNIT), normalise="running")
+    expected = totals(one, [(0.1,), (0.4,), (0.9,), (None,)], train=True)
+    assert results[0][1] + results[1][1] == expected
+    assert results[0][2] == results[1][2] == one.state()

@@ -105,7 +105,7 @@ def layered(base: type) -> type:
     import torch
     from safetensors.torch import load_file, save_file
 
-    class Layered(base):  # type: ignore[misc, valid-type]
+    class Layered(base):  # type: ignore[misc]
         """See this module."""
 
         plugin: Plugin
