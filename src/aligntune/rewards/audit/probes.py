@@ -20,6 +20,7 @@ from typing import Any
 SHORT = 60
 """Characters up to which a reference is a short answer."""
 NOISE_WORDS = 80
+MARKS = ".,;:!?$%()'\""
 LONGEST = 20_000
 """Characters of the longest probe: beyond any answer, and within every deadline."""
 PRAISE = (
@@ -94,13 +95,17 @@ def probes(rows: Sequence[Mapping[str, Any]], golds: Sequence[str | None], *, se
     others = [_other(i, shorts, rng) for i in range(len(rows))]
     foreign = [None if j is None else golds[j] for j in others]
     pool = [word for text in [*(s or "" for s in shorts), *prompts] for word in text.split()[:60]] or ["so"]
-    noise = [[" ".join(rng.choices(pool, k=NOISE_WORDS)) for _ in range(2)] for _ in rows]
+    pools = [_without(pool, short) for short in shorts]
+    noise = [[" ".join(rng.choices(words, k=NOISE_WORDS)) for _ in range(2)] for words in pools]
     hedges = [
         None if s is None or j is None else rng.choice([f"{s} or {shorts[j]}", f"{shorts[j]} or {s}"])
         for s, j in zip(shorts, others, strict=True)
     ]
     hidden = [None if s is None else f"{a} {s} {b}" for s, (a, b) in zip(shorts, noise, strict=True)]
-    stuffed = [f"{p} {PRAISE} " + " ".join(rng.sample(pool, min(40, len(pool)))) for p in prompts]
+    stuffed = [
+        f"{p} {PRAISE} " + " ".join(rng.sample(words, min(40, len(words))))
+        for p, words in zip(prompts, pools, strict=True)
+    ]
     return [
         Probe("empty", ["" for _ in rows], False, "no text at all"),
         Probe("echo", list(prompts), False, "the prompt itself"),
@@ -121,6 +126,12 @@ def _short(reference: Any, gold: str | None) -> str | None:
     if text is not None and len(text) <= SHORT:
         return text
     return gold if gold is not None else text
+
+
+def _without(words: list[str], answer: str | None) -> list[str]:
+    """The words that are not by chance the row's own answer."""
+    mine = (answer or "").strip(MARKS).casefold()
+    return [word for word in words if word.strip(MARKS).casefold() != mine] or ["so"]
 
 
 def _other(i: int, shorts: Sequence[str | None], rng: random.Random) -> int | None:
