@@ -151,6 +151,20 @@ def test_answers_are_labelled_by_rewards_that_see_the_columns(tmp_path: Path, ti
         RewardModelDataset.label(rows[:1], trainer.rewards)
 
 
+def test_scores_are_composed_as_the_file_says(tmp_path: Path, tiny_model: Path) -> None:
+    plain = raw(tmp_path, tiny_model, composition={"clip": [0.0, 0.4]}, objective__disable_dropout=False)
+    trainer = RewardModelTrainer(plain)
+    assert max(t.score for t in trainer.data.texts) == 0.4
+    assert trainer.arguments()["disable_dropout"] is False
+    with pytest.raises(ConfigurationError, match=r"judge.kind: has no effect here"):
+        load_reward_config(
+            {
+                **{k: v for k, v in plain.items() if k not in ("rewards", "answers", "composition")},
+                "judge": {"kind": "local", "model": "m"},
+            }
+        )
+
+
 def test_an_answer_is_never_its_own_gold_answer(tmp_path: Path) -> None:
     from aligntune.core.config import DatasetConfig
     from aligntune.rewards.training.reading import read_answers, read_validation

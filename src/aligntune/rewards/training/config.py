@@ -27,6 +27,7 @@ from aligntune.algorithms.base import Kind
 from aligntune.core.config.base import section
 from aligntune.core.config.composing import CompositionConfig
 from aligntune.core.config.io import (
+    ALL_KEYS,
     _coerced,
     _error,
     _leaves,
@@ -137,7 +138,12 @@ def load_reward_config(
     config, faults = _read(given)
     if faults:
         raise _error(faults, where, HINT)
-    return resolve(config, explicit={path for path, _ in _leaves(given)}, where=where)  # type: ignore[no-any-return]
+    try:
+        return resolve(config, explicit={path for path, _ in _leaves(given)}, where=where)  # type: ignore[no-any-return]
+    except ConfigurationError as e:
+        if e.hint != ALL_KEYS:
+            raise
+        raise ConfigurationError(e.message, hint=HINT, context=e.context) from e  # that schema is of other files
 
 
 def _read(given: Mapping[str, Any]) -> tuple[Any, list[tuple[str, str]]]:

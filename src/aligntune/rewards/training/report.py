@@ -175,7 +175,9 @@ def _flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """(name, interval or number) of nested tables, lists of bins as one row each."""
     rows: list[tuple[str, Any]] = []
     for name, value in values.items():
-        if isinstance(value, dict) and value:
+        if value == {}:
+            continue  # nothing of the kind was measured
+        if isinstance(value, dict):
             rows += _flat(value, f"{prefix}{name}/")
         elif isinstance(value, Sequence) and not isinstance(value, str):
             rows += [(f"{prefix}{name}/{i}", bin_) for i, bin_ in enumerate(value)]
