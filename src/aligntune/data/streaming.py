@@ -153,7 +153,8 @@ def open_stream(
 
     schema = Schema(schema)
     if schema not in STREAMED:
-        raise ConfigurationError(f"'{schema.value}' rows cannot be streamed", hint="remove streaming")
+        why = ": how many are desirable is known only from all of them" if schema is Schema.UNPAIRED else ""
+        raise ConfigurationError(f"'{schema.value}' rows cannot be streamed{why}", hint="remove streaming")
     if source.filter.deduplicate != "none":
         raise ConfigurationError(
             "filter.deduplicate remembers every row, and a stream has bounded memory",
