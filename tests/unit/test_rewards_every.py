@@ -132,7 +132,7 @@ ENTRIES: dict[str, Entry] = {
         {"path": "{causal}", "low": 1, "high": 1e9, "max_length": 128}, best="seven days", near=1e-5, worse=("", "?!")
     ),
     "grounded_nli": Entry(
-        {"path": "{nli}", "threshold": 0}, {"context": "A week has seven days."}, "It has seven.", near=1e-5, worse=("",)
+        {"path": "{nli}", "threshold": 1e-9}, {"context": "A week has seven days."}, "It has seven.", near=1e-5, worse=("",)
     ),
     "toxicity/model": Entry({"backend": "model", "path": "{classifier}", "not_label": "toxic"}, near=1e-5),
     "sentiment/model": Entry({"backend": "model", "path": "{classifier}", "label": "neutral"}, near=1e-5),

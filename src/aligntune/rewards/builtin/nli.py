@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le
+from annotated_types import Gt, Le
 from pydantic import PositiveInt
 
 from aligntune.grading.extract import strip_reasoning
@@ -26,7 +26,7 @@ from aligntune.rewards.models.reward import ModelReward
 
 CLAIMS = 64
 """Sentences of a text that are judged; a longer text is counted as `truncated`."""
-Share = Annotated[float, Ge(0), Le(1)]
+Share = Annotated[float, Gt(0), Le(1)]
 
 
 def passages(context: str, words: int) -> list[str]:
