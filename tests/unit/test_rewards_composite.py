@@ -236,7 +236,9 @@ def watched(steps: list[tuple[int, list[float | None]]], weight: float = 1.0) ->
     reward = TRLReward(CompositeReward([Component("a", column("a"), weight), other], none="zero"), tell=told.append)
     for step, scores in steps:
         state = SimpleNamespace(global_step=step)
-        reward(["p"] * len(scores), ["x"] * len(scores), a=scores, b=[step, *range(1, len(scores))], trainer_state=state)
+        reward(
+            ["p"] * len(scores), ["x"] * len(scores), a=scores, b=[step, *range(1, len(scores))], trainer_state=state
+        )
     return [sentence for sentence in told if "'a'" in sentence]
 
 
