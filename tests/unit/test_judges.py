@@ -331,7 +331,7 @@ def test_one_failure_beside_kept_answers_stops_nothing(tmp_path: Path) -> None:
 def _write(folder: str, number: int) -> None:
     cache = AnswerCache(folder)
     for i in range(100):
-        cache.write(question_key({}, [i], ""), f"answer {i}")
+        cache.write({question_key({}, [i], ""): f"answer {i}"})
 
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from aligntune.core.config.sections import JudgeConfig
 
 Messages = list[dict[str, Any]]
+STORE_EVERY = 1.0
+"""Seconds after which new answers go to the disk, one write for all of them."""
 PING: Messages = [{"role": "user", "content": "Answer with the word ready."}]
 
 
@@ -81,6 +84,45 @@ class Failure:
     sentence: str
 
 
+class _Answers:
+    """The answers of one call: those that were kept, and those that come in.
+
+    Attributes:
+        known: answers by key.
+        missing: keys without one at the start, each once, in order.
+        failed: what went wrong.
+    """
+
+    def __init__(self, keys: Sequence[str], cache: AnswerCache | None, usage: Usage) -> None:
+        self.known = cache.read(keys) if cache is not None else {}
+        self.missing = list(dict.fromkeys(key for key in keys if key not in self.known))
+        self.failed: list[Failure] = []
+        open_keys = sum(key not in self.known for key in keys)
+        usage.cache_hits += len(keys) - open_keys
+        usage.repeats += open_keys - len(self.missing)
+        self._cache, self._usage = cache, usage
+        self._fresh: dict[str, str] = {}
+        self._stored = time.monotonic()
+
+    def settle(self, place: int, answer: str | Failure) -> None:
+        """Take the outcome of question `place` of `missing`."""
+        if isinstance(answer, Failure):
+            self.failed.append(answer)
+            self._usage.failures += 1
+            self._usage.reasons[answer.kind] += 1
+            return
+        self.known[self.missing[place]] = self._fresh[self.missing[place]] = answer
+        if time.monotonic() - self._stored > STORE_EVERY:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write what came in since the last time to the disk."""
+        if self._cache is not None:
+            self._cache.write(self._fresh)
+        self._fresh = {}
+        self._stored = time.monotonic()
+
+
 class Judge:
     """A language model that is asked for verdicts. A subclass writes `_answer`.
 
@@ -110,32 +152,22 @@ class Judge:
         if not requests:
             return []
         with self._lock:
-            keys = [question_key(self.identity(), messages, version) for messages in requests]
-            known = self._cache.read(keys) if self._cache is not None else {}
-            self.usage.cache_hits += sum(key in known for key in keys)
-            open_keys = list(dict.fromkeys(key for key in keys if key not in known))
-            self.usage.repeats += sum(key not in known for key in keys) - len(open_keys)
+            identity = self.identity()
+            keys = [question_key(identity, messages, version) for messages in requests]
+            answers = _Answers(keys, self._cache, self.usage)
             questions = dict(zip(keys, requests, strict=True))
-            failed: list[Failure] = []
-
-            def settle(place: int, answer: str | Failure) -> None:
-                if isinstance(answer, Failure):
-                    failed.append(answer)
-                    self.usage.failures += 1
-                    self.usage.reasons[answer.kind] += 1
-                    return
-                known[open_keys[place]] = answer
-                if self._cache is not None:  # at once, so that a stop in the middle loses nothing that was paid for
-                    self._cache.write(open_keys[place], answer)
-
-            self._answer([questions[key] for key in open_keys], settle)
-            if failed and not known:
+            try:
+                self._answer([questions[key] for key in answers.missing], answers.settle)
+            finally:  # a stop in the middle loses nothing that was paid for
+                answers.keep()
+            failed = answers.failed
+            if failed and not answers.known:
                 raise RewardError(
                     f"the judge {self.name} answered none of {len(failed)} questions: {failed[0].sentence}",
                     hint="start or mend the endpoint; raise judge.timeout or judge.retries where it is only slow",
                     context={"judge": self.name, "reasons": dict(Counter(f.kind for f in failed))},
                 )
-            return [known.get(key) for key in keys]
+            return [answers.known.get(key) for key in keys]
 
     def check(self) -> None:
         """Ask a question of six words, so that a judge that cannot answer is an error before training.

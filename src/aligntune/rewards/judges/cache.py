@@ -1,7 +1,7 @@
 """Answers of a judge on disk, so that a question is paid for once: `AnswerCache`, one SQLite file in a folder.
 
     cache = AnswerCache("runs/judge-cache")
-    cache.write(key, "an answer")
+    cache.write({key: "an answer"})
     cache.read([key])                           # {key: 'an answer'}
 
 A key is the SHA-256 of everything that an answer depends on: the judge (its address, model and sampling parameters),
@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,12 @@ class AnswerCache:
                 found.update(rows.fetchall())
         return found
 
-    def write(self, key: str, answer: str) -> None:
-        """Keep an answer; the first of several is kept."""
-        text = answer.encode("utf-8", "replace").decode()
-        with self._open() as connection:
-            connection.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, text))
+    def write(self, answers: Mapping[str, str]) -> None:
+        """Keep answers by key; of several for one key the first is kept."""
+        rows = [(key, answer.encode("utf-8", "replace").decode()) for key, answer in answers.items()]
+        if rows:
+            with self._open() as connection:
+                connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
