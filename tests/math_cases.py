@@ -158,6 +158,7 @@ CASES: dict[str, list[tuple[str, str, bool | None]]] = {
         ("E", "(E)", Y), ("D", "(E)", N), ("A", r"\text{(A) }", Y),
     ],
     "words": [
+        (r"\text{Monday}", "Monday", Y), (r"\text{Monday}", r"\textbf{Monday}", Y), (r"\text{Monday}", "Friday", N),
         ("Monday", "monday", Y), ("Monday", r"\text{Monday}", Y), ("Monday", "Tuesday", N), ("yes", "Yes", Y),
         ("yes", "no", N), ("no", "on", N), ("silent", "listen", N), ("Paris", "Paris", Y), ("even", "odd", N),
         ("true", r"\text{True}", Y), ("true", "false", N), ("red", "red.", Y), ("triangle", "a triangle", N),

@@ -121,8 +121,7 @@ def _quick(gold: str, answer: str) -> Grade | None:
     if _CHOICE.fullmatch(_untext(gold)) and _CHOICE.fullmatch(_untext(answer)):
         return Grade(_letter(gold) == _letter(answer), "words")
     if _is_words(gold):
-        same = " ".join(gold.casefold().split()) == " ".join(_untext(answer).casefold().split())
-        return Grade(same, "words")
+        return Grade(_untext(gold).casefold().split() == _untext(answer).casefold().split(), "words")
     if _GAP.sub("", gold) == _GAP.sub("", answer):
         return Grade(True, "exact")
     if (as_set(gold) and as_tuple(answer)) or (as_tuple(gold) and as_set(answer)):
