@@ -129,7 +129,7 @@ def policies(folder: Path, *, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, A
                     "datasets": [str(prompts)],
                     "rewards": [
                         {"type": "reward_model", "params": {"path": str(folder / "rm"), "batch_size": 64}},
-                        {"type": "sentiment", "weight": 0, "params": {"backend": "lexical"}},
+                        {"type": "sentiment", "name": "sentiment", "weight": 0, "params": {"backend": "lexical"}},
                         {"type": f"{folder / 'rules.py'}:joy", "weight": 0},
                         {"type": "repetition", "weight": 0},
                     ],
@@ -140,15 +140,21 @@ def policies(folder: Path, *, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, A
                 }
             )
             run.train()
-            logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-            values: dict[str, Any] = {}
-            for key in ("reward_model", "sentiment", "joy", "repetition"):
-                means = [row[f"rewards/{key}/mean"] for row in logged if f"rewards/{key}/mean" in row]
-                values[key] = {"before": round(sum(means[:5]) / 5, 3), "after": round(sum(means[-5:]) / 5, 3)}
-            found.setdefault(name, {})[str(seed)] = values
+            found.setdefault(name, {})[str(seed)] = values = means(out)
             print(name, seed, values, flush=True)
             store("policy", found)
     return found
+
+
+def means(out: Path) -> dict[str, Any]:
+    """Mean score of the first and of the last five steps, by reward."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "rewards/reward_model/mean" in row]
+    values = {}
+    for key in ("reward_model", "sentiment", "joy", "repetition"):
+        steps = [row[f"rewards/{key}/mean"] for row in rows]
+        values[key] = {"before": round(sum(steps[:5]) / 5, 3), "after": round(sum(steps[-5:]) / 5, 3)}
+    return {**values, "steps": len(rows)}
 
 
 # ---- people's preferences ------------------------------------------------------------------------------------------
