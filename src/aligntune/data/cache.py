@@ -31,7 +31,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache as once
@@ -119,7 +119,7 @@ class DatasetCache:
     def _unkept(self, prepared: Prepared, error: OSError) -> Prepared:
         return _with_notes(prepared, [f"The data cache {self.root} cannot be written ({error}): nothing is kept."])
 
-    def _make_room(self, key: str) -> list[str]:
+    def _make_room(self, key: str) -> Sequence[str]:
         size = self._size(self.entries / key)
         self._evict()
         if size <= self.max_bytes:
@@ -147,7 +147,7 @@ class DatasetCache:
             )
         return sorted(found, key=lambda entry: str(entry["used"]), reverse=True)
 
-    def clear(self, key: str | None = None) -> list[str]:
+    def clear(self, key: str | None = None) -> Sequence[str]:
         """Remove every entry, with downloads and rows in memory that were written down, or the one of `key`.
 
         Args:
@@ -225,7 +225,7 @@ class DatasetCache:
 
     # ---- the folder ----------------------------------------------------------------------------------------
 
-    def _folders(self) -> list[Path]:
+    def _folders(self) -> Sequence[Path]:
         if not self.entries.is_dir():
             return []
         return sorted(path for path in self.entries.iterdir() if path.is_dir() and not path.name.startswith("."))

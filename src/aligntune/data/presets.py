@@ -53,6 +53,7 @@ class Preset:
 _WITH_INPUT = "{{ instruction }}{% if input %}\n\n{{ input }}{% endif %}"
 _CHOICES = "{{ question.stem }}\n{% for c in question.choices %}\n{{ c.label }}. {{ c.text }}{% endfor %}"
 _LETTERS = "{{ question }}\n\nA. {{ A }}\nB. {{ B }}\nC. {{ C }}\nD. {{ D }}"
+_NUMBERED = "{{ question }}\n\n0. {{ choice0 }}\n1. {{ choice1 }}\n2. {{ choice2 }}\n3. {{ choice3 }}"
 _TASK = "{{ instruction }}{% if instances[0].input %}\n\n{{ instances[0].input }}{% endif %}"
 
 PRESETS: dict[str, Preset] = {
@@ -120,13 +121,14 @@ PRESETS: dict[str, Preset] = {
     "spider": Preset("prompt_completion", {"prompt": "question", "completion": "query"}, hub_ids=("xlangai/spider",)),
     # Clark et al. 2018, arXiv:1803.05457, in its own JSON form
     "arc": Preset("prompt", {"reference": "answerKey"}, prompt_template=_CHOICES),
-    # Hendrycks et al. 2021, arXiv:2009.03300: CSV files without a header row
+    # Hendrycks et al. 2021, arXiv:2009.03300: no header row; a common copy has one, and numbers
     "mmlu": Preset(
         "prompt",
         {"reference": "answer"},
         prompt_template=_LETTERS,
         header=("question", "A", "B", "C", "D", "answer"),
     ),
+    "mmlu_numbered": Preset("prompt", {"reference": "answer"}, prompt_template=_NUMBERED),
     # Zellers et al. 2019, arXiv:1905.07830: the number of the right ending
     "hellaswag": Preset("prompt", {"prompt": "ctx", "reference": "label"}, hub_ids=("Rowan/hellaswag",)),
     # Lin et al. 2022, arXiv:2109.07958: the CSV file; answer lists are joined by "; "
@@ -209,7 +211,8 @@ def _from_file(path: Path, key: str) -> Preset:
         raise ConfigurationError(
             f"{path}: {key}.format: unknown format '{raw['format']}'", hint=nearest(raw["format"], FORMATS)
         )
-    return Preset(**{name: tuple(value) if name in _LISTS else value for name, value in raw.items()})
+    values: dict[str, Any] = {name: tuple(value) if name in _LISTS else value for name, value in raw.items()}
+    return Preset(**values)
 
 
 _LISTS = ("hub_ids", "header")

@@ -68,10 +68,10 @@ def _parse(path: Path, read: ReadConfig, delimiter: str, bad: BadRows) -> Placed
             cells = next(reader, None)
         except csv.Error as error:
             line, start = start, reader.line_num + 1
-            fault = _fault(path, line, f"not CSV ({error})", "mend the quotes of this row")
+            broken = _fault(path, line, f"not CSV ({error})", "mend the quotes of this row")
             if "unexpected end of data" in str(error):  # an open quote: where its row ends, nobody knows
-                raise fault from error
-            bad.take(f"{path.name}:{line}", fault)
+                raise broken from error
+            bad.take(f"{path.name}:{line}", broken)
             continue
         if cells is None:
             return
@@ -82,11 +82,26 @@ def _parse(path: Path, read: ReadConfig, delimiter: str, bad: BadRows) -> Placed
             header = _header(path, cells) if read.header else [f"column_{i}" for i in range(1, len(cells) + 1)]
             if read.header:
                 continue
+        if line == 1 and isinstance(read.header, list):
+            _refuse_header(path, cells, header)
         fault = _wrong(path, line, cells, header, named=isinstance(read.header, list))
         if fault is None:
             yield f"{path.name}:{line}", dict(zip(header, cells, strict=True))
         else:
             bad.take(f"{path.name}:{line}", fault, cells)
+
+
+def _refuse_header(path: Path, cells: list[str], names: list[str]) -> None:
+    """Refuse names for a file that has a header row, which would become a row of data."""
+    same = [name for name, cell in zip(names, cells, strict=False) if cell.strip().casefold() == name.casefold()]
+    if len(same) > 1 or (same and len(names) == 1):
+        raise _fault(
+            path,
+            1,
+            f"read.header names the columns of a file without a header row, and the first line reads like one "
+            f"({', '.join(cells[:8])})",
+            "remove read.header (or the preset that sets it) for this file",
+        )
 
 
 def _wrong(path: Path, line: int, cells: list[str], header: list[str], *, named: bool) -> ValidationError | None:
