@@ -20,7 +20,7 @@ from aligntune.cli.console import Output, Settings, shared, split_arguments
 from aligntune.errors import ConfigurationError
 
 
-@click.command(short_help="Check a run's file, data, masks, memory and rewards before training.")
+@click.command(short_help="Check a run before training: data, masks, memory.")
 @click.argument("arguments", nargs=-1, metavar="FILE [KEY=VALUE]...")
 @click.option(
     "--rows", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Rows to show as trained."
@@ -46,7 +46,7 @@ def command(settings: Settings, arguments: tuple[str, ...], rows: int, strict: b
     report = check(config, file=file, overrides=overrides, show=rows)
     kept = None
     if smoke:
-        from aligntune.preflight.smoke import smoke_in_process
+        from aligntune.preflight.smoke_run import smoke_in_process
 
         found, kept = smoke_in_process(config, keep=keep)
         report.add(found)

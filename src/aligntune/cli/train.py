@@ -209,7 +209,7 @@ def _train(config: RLConfig | SFTConfig, resume: str | None, *, check: bool) -> 
     trainer = create_trainer(config)
     try:
         if check:
-            quick(trainer, resuming=resume is not None)
+            quick(trainer, config, resuming=resume is not None)
         result = trainer.train(resume=resume)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(trainer.resume_hint) from stop

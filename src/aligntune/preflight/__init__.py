@@ -17,11 +17,11 @@ from aligntune.registry import lazy_names
 if TYPE_CHECKING:
     from aligntune.preflight.run import check as check
     from aligntune.preflight.run import quick as quick
-    from aligntune.preflight.smoke import smoke as smoke
+    from aligntune.preflight.smoke_run import smoke as smoke
     from aligntune.preflight.verdict import Report as Report
     from aligntune.preflight.verdict import Verdict as Verdict
 
-_NAMES = {"Report": "verdict", "Verdict": "verdict", "check": "run", "quick": "run", "smoke": "smoke"}
+_NAMES = {"Report": "verdict", "Verdict": "verdict", "check": "run", "quick": "run", "smoke": "smoke_run"}
 
 __all__ = sorted(_NAMES)
 __getattr__, __dir__ = lazy_names(__name__, {name: f"{__name__}.{module}:{name}" for name, module in _NAMES.items()})

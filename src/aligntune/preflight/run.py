@@ -143,11 +143,12 @@ def _labelled(subject: Subject, show: int) -> tuple[list[Verdict], list[TrainedR
     return verdicts, made[:show], sum(lengths) / len(lengths), max(lengths)
 
 
-def quick(trainer: Any, *, resuming: bool = False) -> Report:
+def quick(trainer: Any, config: RunConfig, *, resuming: bool = False) -> Report:
     """The cheap checks of a run that is about to train: warnings become its notes, a failure stops it.
 
     Args:
         trainer: the run (`aligntune.core.trainer.Trainer`, or the one that stands for it in another process).
+        config: its configuration.
         resuming: the run goes on from a checkpoint.
 
     Raises:
@@ -157,7 +158,6 @@ def quick(trainer: Any, *, resuming: bool = False) -> Report:
     """
     from aligntune.utils.run_folder import RunFolder
 
-    config = trainer.config
     check_packages(config)
     RunFolder.check(config.output_dir, resume=resuming)
     report, count = Report(), None
@@ -189,5 +189,5 @@ def _act(report: Report, trainer: Any) -> None:
     told = [f"check: {v.name}: {v.reason}" for v in report.with_status("warn") if v.name != "rows-left-out"]
     if hasattr(trainer, "_tell"):
         trainer._tell(told)
-    else:
+    elif told:
         trainer.notes += told

@@ -36,7 +36,7 @@ def render(
         special: the tokenizer's special tokens, which are shown apart.
         settings: whether to list every value with its source.
     """
-    width = max(width, 40)
+    width = max(width, 60)
     parts: list[str] = []
     if settings:
         parts.append(_settings(report, color))

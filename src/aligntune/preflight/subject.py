@@ -10,6 +10,7 @@ What cannot be read becomes a failing verdict in `faults`, and the checks that n
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -220,10 +221,15 @@ def said(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return " ".join(str(m.get("content") or "") for m in value)
+        return " ".join(part for m in value for part in (str(m.get("content") or ""), _calls(m)) if part)
     if isinstance(value, list):
         return " ".join(map(str, value))
     return "" if value is None else str(value)
+
+
+def _calls(message: dict[str, Any]) -> str:
+    """The tool calls of a message as JSON text; empty where it has none."""
+    return json.dumps(message["tool_calls"], default=str) if message.get("tool_calls") else ""
 
 
 CONTENT = ("prompt", "completion", "chosen", "rejected", "messages", "text", "tokens", "input_ids")
