@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from aligntune.eval import EvalConfig
 
 FLAGS = {"model": "model.name_or_path", "output_dir": "output_dir", "seed": "seed"}
+LM_EVAL = "lm_eval:"
+"""Before the name of a task of lm-evaluation-harness in --tasks."""
 TASK_FLAGS = {
     "kind": "tasks.0.kind",
     "dataset": "tasks.0.dataset.name",
@@ -42,7 +44,9 @@ TASK_FLAGS = {
 @click.command(short_help="Measure models on tasks (the default).")
 @click.argument("arguments", nargs=-1, metavar="[FILE | MODEL...] [KEY=VALUE]...")
 @click.option("--model", metavar="NAME", help="Folder or hub id of the model to measure.")
-@click.option("--tasks", metavar="NAME,NAME", help="Only these tasks of FILE; without FILE, tasks of the library.")
+@click.option(
+    "--tasks", metavar="NAME,NAME", help="Only these tasks of FILE; without FILE, of the library or lm_eval:NAME."
+)
 @click.option("--kind", metavar="KIND", help="Without FILE: the kind of evaluation (`aligntune eval list`).")
 @click.option("--dataset", metavar="NAME", help="Without FILE: hub id, file or folder of the items.")
 @click.option("--preset", metavar="NAME", help="Without FILE: known data set's columns and template.")
@@ -188,10 +192,12 @@ def _of_every_task(flag: str, raw: dict[str, Any], file: str | None) -> list[str
 def _from_library(flags: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
     if "model" not in flags:
         raise ConfigurationError("nothing says what to evaluate: --model missing", hint="give --model, or a file")
-    tasks: list[Any] = list(names or [])
+    listed = names or []
+    harness = [name.removeprefix(LM_EVAL) for name in listed if name.startswith(LM_EVAL)]
+    tasks: list[Any] = [name for name in listed if not name.startswith(LM_EVAL)]
     if "dataset" in flags and len(tasks) == 1:  # another file is another source than the hub's
         tasks = [{"use": tasks[0], "dataset": flags.pop("dataset")}]
-    return {"model": {}, "tasks": tasks}
+    return {"model": {}, "tasks": tasks, **({"lm_eval": {"tasks": harness}} if harness else {})}
 
 
 def _one_task(flags: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from aligntune.eval.evaluators import BaseEvaluator, RLEvaluator
     from aligntune.eval.generation import generate_texts
     from aligntune.eval.likelihood import completion_nll, preference_logprobs, sequence_logprobs
+    from aligntune.eval.lm_eval import LMEvalConfig, LMEvalRunner
     from aligntune.eval.metrics import (
         AccuracyMetric,
         BertScoreMetric,
@@ -68,6 +69,7 @@ _MODULES = {
     "evaluators": ("BaseEvaluator", "RLEvaluator"),
     "generation": ("generate_texts",),
     "likelihood": ("completion_nll", "preference_logprobs", "sequence_logprobs"),
+    "lm_eval": ("LMEvalConfig", "LMEvalRunner"),
     "metrics": (
         "AccuracyMetric",
         "BertScoreMetric",
@@ -130,6 +132,8 @@ __all__ = [
     "EvalTask",
     "ImplicitRewardMetric",
     "KLDivergenceMetric",
+    "LMEvalConfig",
+    "LMEvalRunner",
     "LogRatioMetric",
     "MathAccuracyMetric",
     "MeanMetric",

@@ -28,6 +28,7 @@ from aligntune.core.config.reading import apply_overrides, read_yaml
 from aligntune.core.config.sections import Dataset, JudgeConfig, ModelConfig, OpenFraction, Reward, Seed
 from aligntune.errors import ConfigurationError
 from aligntune.eval.library import expand
+from aligntune.eval.lm_eval import LMEvalConfig
 from aligntune.eval.registry import EvalRegistry
 
 KEYS = "docs/evaluation.md lists the keys"
@@ -139,8 +140,10 @@ class EvalConfig:
 
     model: ModelConfig
     """The model; `peft` in it plays no part, an adapter folder is loaded with its base."""
-    tasks: Annotated[list[EvalTask], MinLen(1)]
+    tasks: list[EvalTask] = Field(default_factory=list)
     """What is measured; names are unique."""
+    lm_eval: LMEvalConfig | None = None
+    """Tasks of lm-evaluation-harness, on the same model."""
     backend: Literal["trl"] = "trl"
     """Evaluation runs on Transformers, which is what the TRL backend trains; there is no other yet."""
     judge: JudgeConfig | None = None
@@ -193,6 +196,8 @@ def check_eval_config(config: EvalConfig, where: str = "") -> None:
     for name, count in Counter(task.name for task in config.tasks).items():
         if count > 1:
             faults.append(("tasks", f"{count} tasks are named '{name}'"))
+    if not config.tasks and config.lm_eval is None:
+        faults.append(("tasks", "is empty: name at least one task, here or under lm_eval"))
     faults += [(f"judge.{key}", sentence) for key, sentence in (config.judge.faults() if config.judge else [])]
     if not faults:
         return

@@ -200,15 +200,26 @@ class EvalResult:
 def write_items(folder: Path, task: TaskResult) -> None:
     """Write a task's items to `items/<task>.jsonl`."""
     (folder / ITEMS).mkdir(parents=True, exist_ok=True)
-    rewrite_lines(folder / ITEMS / f"{task.name}.jsonl", task.items)
+    rewrite_lines(_items_file(folder, task.name), task.items)
+
+
+def _items_file(folder: Path, task: str) -> Path:
+    return (
+        folder / ITEMS / f"{task.replace(':', '.')}.jsonl"
+    )  # a colon (lm_eval:arc) is no part of file names everywhere
 
 
 def _task(raw: Mapping[str, Any], folder: Path) -> TaskResult:
+    return task_from_dict(raw, read_lines(_items_file(folder, raw["name"])))
+
+
+def task_from_dict(raw: Mapping[str, Any], items: list[dict[str, Any]]) -> TaskResult:
+    """A task's result from what `TaskResult.to_dict` gave, and its items."""
     return TaskResult(
         name=raw["name"],
         kind=raw["kind"],
         metrics={name: MetricValue(**value) for name, value in raw["metrics"].items()},
-        items=read_lines(folder / ITEMS / f"{raw['name']}.jsonl"),
+        items=items,
         settings=raw["settings"],
         notes=raw["notes"],
         seconds=raw["seconds"],

@@ -112,12 +112,12 @@ class EvalRunner:
         with _state(folder):
             journals = {job.task.name: self._journal(job, folder, resume) for job in jobs}
             results = {job.task.name: self._evaluate(job, journals[job.task.name]) for job in jobs}
+            results |= self._lm_eval(folder, resume)
             result = EvalResult(name, results, self.config.seed, time.monotonic() - start, notes)
             if folder is not None:
                 result.save(folder.path)
-                for journal in journals.values():
-                    if journal is not None:
-                        journal.remove()
+                for path in (folder.path / ITEMS).glob(f"*{JOURNAL}"):
+                    path.unlink()
                 values = {task.name: task.values() for task in result.tasks.values()}
                 folder.mark_finished({"model": name, "tasks": values})
         return result
@@ -208,15 +208,46 @@ class EvalRunner:
             log.info("%s %s", task.name, metric)
         return result
 
+    def _lm_eval(self, folder: RunFolder | None, resume: bool) -> dict[str, TaskResult]:
+        """Results of lm-eval's tasks, one after the other; a killed evaluation does not repeat those that are done."""
+        config = self.config.lm_eval
+        if config is None:
+            return {}
+        from aligntune.eval.lm_eval import LMEvalRunner
+        from aligntune.eval.result import task_from_dict
+
+        journal = None
+        if folder is not None:
+            subject = {**self._subject(), **to_plain(config)}
+            journal = Journal.open(folder.path / ITEMS / f"lm_eval{JOURNAL}", subject, resume=resume)
+        found: dict[str, TaskResult] = {}
+        for k, name in enumerate(config.tasks):
+            if journal is not None and k in journal.done:
+                tasks = [task_from_dict(raw, raw["items"]) for raw in journal.done[k]]
+            else:
+                log.info("lm-eval: %s", name)
+                one = dataclasses.replace(config, tasks=[name])
+                tasks = list(LMEvalRunner(one, self.model, self.tokenizer, seed=self.config.seed).run().values())
+                if journal is not None:
+                    journal.append(k, [task.to_dict(items=True) for task in tasks])
+            found |= {task.name: task for task in tasks}
+        return found
+
+    def _subject(self) -> dict[str, Any]:
+        """What a journal must agree on, whatever the task."""
+        return {
+            "model": self.config.model.name_or_path,
+            "revision": self.config.model.revision,
+            "weights": _weights(self.config.model.name_or_path),
+            "seed": self.config.seed,
+        }
+
     def _journal(self, job: _Job, folder: RunFolder | None, resume: bool) -> Journal | None:
         if folder is None:
             return None
         subject = {
-            "model": self.config.model.name_or_path,
-            "revision": self.config.model.revision,
-            "weights": _weights(self.config.model.name_or_path),
+            **self._subject(),
             "data": job.prepared.content_hash,
-            "seed": self.config.seed,
             **{key: value for key, value in to_plain(job.task).items() if key not in ("name", "dataset")},
         }
         return Journal.open(folder.path / ITEMS / f"{job.task.name}{JOURNAL}", subject, resume=resume)
