@@ -43,7 +43,7 @@ CASES: dict[str, list[tuple[str, str, bool | None]]] = {
         ("2/3", "one third", N), ("1/0", "1/0", Y), ("5", "1/0", N),
     ],
     "percentages": [
-        ("50%", "50%", Y), ("50%", r"50\%", Y), ("50%", "50 %", Y), ("50%", "50", Y), ("50", "50%", Y),
+        ("10%", "10 cents", N), ("10 cm", "10%", N), ("50%", "50%", Y), ("50%", r"50\%", Y), ("50%", "50 %", Y), ("50%", "50", Y), ("50", "50%", Y),
         ("50%", "0.5", Y), ("50%", "1/2", Y), ("50%", r"\frac{1}{2}", Y), ("1/2", "50%", Y), ("0.5", "50%", Y),
         ("50%", "50 percent", Y), ("50", "50 percent", Y), ("0.5", "50 percent", Y), ("50 percent", "0.5", Y),
         ("50%", "5%", N), ("50%", "0.5%", N), ("0.5", "0.5%", Y), ("50", "0.5", N), ("0.5", "50", N),
@@ -189,6 +189,7 @@ LIMITS: list[tuple[str, str, bool, str]] = [
     ("77°F", "25°C", N, "temperatures are not converted"),
     ("5 lb", "2.268 kg", N, "systems of units that differ are not converted"),
     (r"\sqrt{2}", "1.41421356", Y, "six right decimals are taken for the exact value"),
+    ("4 hours 30 minutes", "4.5 hours", N, "a quantity has one unit"),
     ("3:30", "3.5", N, "times of day are texts"),
 ]
 

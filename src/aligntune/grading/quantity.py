@@ -184,6 +184,8 @@ def equal(gold: Quantity, answer: Quantity) -> bool:
         value *= answer.unit.size / gold.unit.size
     values = [value]
     if gold.percent != answer.percent:
+        if gold.unit or answer.unit:
+            return False
         values.append(value * 100 if gold.percent else value / 100)
     return any(abs(gold.value - v) <= ROUNDING for v in values)
 
