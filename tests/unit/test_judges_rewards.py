@@ -582,6 +582,39 @@ def test_an_endpoint_that_is_not_there_is_an_error_before_training() -> None:
         composite.prepare()
 
 
+def test_a_run_and_an_evaluation_ask_the_judge_before_anything_is_written(tiny_model: Path, tmp_path: Path) -> None:
+    from aligntune.core.backend_factory import create_trainer
+    from aligntune.core.config.io import build_config
+    from aligntune.eval import EvalConfig, EvalRunner
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(8)))
+    raw: dict[str, Any] = {
+        "algo": {"name": "grpo", "num_generations": 4},
+        "model": {"name_or_path": str(tiny_model), "max_seq_length": 64},
+        "datasets": [str(rows)],
+        "generation": {"max_prompt_length": 40, "max_completion_length": 8},
+        "judge": {"url": "http://127.0.0.1:9/v1", "model": "m"},
+        "rewards": [{"type": "engagement", "params": {"backend": "judge"}}],
+        "output_dir": str(tmp_path / "out"),
+    }
+    with pytest.raises(errors.EnvironmentError, match="cannot be asked"):
+        create_trainer(build_config(raw)).train()
+    with pytest.raises(ConfigurationError, match="judge: has no effect, because no reward asks a judge"):
+        create_trainer(build_config({**raw, "rewards": ["length"]})).train()
+    with pytest.raises(ConfigurationError, match=r"judge\.url: is missing"):
+        build_config({**raw, "judge": {"model": "m"}})
+    task = {"name": "t", "kind": "reward", "dataset": str(rows), "rewards": raw["rewards"]}
+    model, out = {"name_or_path": str(tiny_model)}, str(tmp_path / "out")
+    with pytest.raises(errors.EnvironmentError, match="cannot be asked"):
+        EvalRunner(EvalConfig(model=model, tasks=[task], judge=raw["judge"], output_dir=out)).run()
+    with pytest.raises(ConfigurationError, match="no task asks a judge"):
+        EvalRunner(EvalConfig(model=model, tasks=[{**task, "rewards": ["length"]}], judge=raw["judge"])).run()
+    with pytest.raises(ConfigurationError, match=r"judge\.max_cost: needs price_in"):
+        EvalRunner(EvalConfig(model=model, tasks=[task], judge={**raw["judge"], "max_cost": 1.0}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_final_error_passes_through_skip(monkeypatch: pytest.MonkeyPatch) -> None:
     """What no row could survive (the key, the cost) ends the run, whatever `on_error` says of rows."""
     monkeypatch.delenv("TEST_JUDGE_KEY", raising=False)
