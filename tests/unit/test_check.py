@@ -582,3 +582,64 @@ def test_reports_count_and_decide() -> None:
     assert report.to_dict()["counts"] == {"pass": 1, "warn": 1, "fail": 1, "skip": 0}
     with pytest.raises(KeyError):
         report.named("d")
+
+
+# ---- real rows, with a real tokenizer and a real template --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpt2_chat(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GPT-2's tokenizer with Qwen2.5's chat template, on an untrained model."""
+    import trl
+    from transformers import GPT2TokenizerFast, LlamaConfig, LlamaForCausalLM
+
+    source, folder = shared / "models" / "gpt2-tokenizer", tmp_path_factory.mktemp("models") / "gpt2-chat"
+    tokenizer = GPT2TokenizerFast(vocab=str(source / "vocab.json"), merges=str(source / "merges.txt"))
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|im_start|>"], "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    )
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja"
+    tokenizer.chat_template = template.read_text(encoding="utf-8")
+    made = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(made).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+SLOW = pytest.mark.slow
+LENGTHS = {"answer-truncated", "prompt-truncated", "masked-rows"}
+REAL: list[Any] = [
+    ("alpaca/alpaca_en_demo.json", {"task": "instruction_following"}, {}, {"duplicates"}),
+    ("dolly/dolly.json", {"task": "instruction_following"}, {"column_mapping": {"completion": "response"}}, set()),
+    pytest.param("gsm8k/train.jsonl", {"task": "instruction_following", "test": "gsm8k/test.jsonl"}, {}, {"train-in-eval"}, marks=SLOW),
+    pytest.param("chat_tools/glaive_toolcall_en_demo.json", {"task": "chat_completion"}, {}, {"duplicates", *LENGTHS}, marks=SLOW),
+    pytest.param("hh_rlhf/harmless-base-test.jsonl", {"algo": "dpo"}, {}, {"rows-left-out", "memory"}, marks=SLOW),
+    pytest.param("kto_en_demo/kto_en_demo.json", {"algo": "kto"}, {}, {"duplicates", "memory", *LENGTHS}, marks=SLOW),
+    pytest.param("gsm8k/train.jsonl", {"algo": {"name": "grpo", "num_generations": 4}, "rewards": ["math_correctness"]}, {"preset": "gsm8k"}, {"memory"}, marks=SLOW),
+    pytest.param("banking77/train.csv", {"task": "text_classification", "test": "banking77/test.csv"}, {}, {"duplicates", "train-in-eval"}, marks=SLOW),
+]  # fmt: skip
+"""Data file, run, data settings, and the warnings that these rows deserve."""
+
+
+@pytest.mark.parametrize(("file", "run", "source", "deserved"), REAL)
+def test_real_rows_raise_no_false_alarm(
+    file: str,
+    run: dict[str, Any],
+    source: dict[str, Any],
+    deserved: set[str],
+    shared: Path,
+    gpt2_chat: Path,
+    tmp_path: Path,
+) -> None:
+    raw = dict(run)
+    test, data = raw.pop("test", None), {"name": str(shared / "data" / file), **source}
+    raw |= {"dataset": data} if "task" in raw else {"datasets": [data]}
+    raw |= {"evaluation": {"dataset": str(shared / "data" / test)}} if test else {}
+    raw |= {"model": {"name_or_path": str(gpt2_chat)}, "train": {"max_steps": 50}, "output_dir": str(tmp_path / "out")}
+    report = check(load_config(raw))
+    assert report.with_status("fail") == []
+    assert {v.name for v in report.with_status("warn")} <= deserved
+    assert all(v.data["name"] == "qwen2_5" for v in report.verdicts if v.name == "chat-template")

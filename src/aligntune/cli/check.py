@@ -51,7 +51,8 @@ def command(settings: Settings, arguments: tuple[str, ...], rows: int, strict: b
         found, kept = smoke_in_process(config, keep=keep)
         report.add(found)
     data: dict[str, Any] = {"file": file, "strict": strict, **report.to_dict(), "smoke_folder": kept}
-    text = as_text(report, settings=settings.verbose)
+    title = f"{file}: {config.algorithm.key} on {config.backend}"
+    text = f"{title}\n\n{as_text(report, settings=settings.verbose)}" + (f"\nkept in {kept}" if kept else "")
     return Output(data, text, exit_code=report.exit_code(strict=strict))
 
 
@@ -62,4 +63,4 @@ def as_text(report: Any, *, settings: bool = False) -> str:
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     symbols = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
     width = min(shutil.get_terminal_size((80, 24)).columns, 120)
-    return render(report, width=width, color=bool(color), symbols=symbols, settings=settings)
+    return render(report, width=width, color=bool(color), symbols=symbols, special=report.special, settings=settings)

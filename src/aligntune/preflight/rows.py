@@ -36,7 +36,7 @@ def checks(subject: Subject, *, quick: bool = False) -> list[Verdict]:
         return []
     found = [left_out(subject), duplicates(subject)]
     if subject.schema is Schema.PREFERENCE:
-        chosen, rejected = columns_of_text(subject.train.dataset, ("chosen", "rejected"))
+        chosen, rejected = subject.columns(("chosen", "rejected"))
         found += [
             equal_answers(subject, chosen, rejected),
             length_bias(list(map(len, chosen)), list(map(len, rejected))),
@@ -132,7 +132,7 @@ def length_bias(chosen: Sequence[int], rejected: Sequence[int]) -> Verdict:
 def duplicates(subject: Subject) -> Verdict:
     """Rows that stand in the data more than once; with labels, texts that stand with different ones."""
     rows = subject.train.dataset
-    texts = list(zip(*columns_of_text(rows, (*CONTENT, "tools")), strict=True))
+    texts = list(zip(*subject.columns((*CONTENT, "tools")), strict=True))
     keys = (
         [(*t, str(label)) for t, label in zip(texts, rows["label"], strict=True)]
         if "label" in rows.column_names

@@ -49,6 +49,8 @@ def check(config: RunConfig, *, file: str | None = None, overrides: Sequence[str
     report.add([*found, *rows.checks(subject), *rewards.checks(subject)])
     report.verdicts[:0] = subject.faults
     report.rows = shown
+    if subject.tokenizer is not None:
+        report.special = subject.tokenizer.convert_ids_to_tokens(sorted(templates.special_ids(subject.tokenizer)))
     return report
 
 
@@ -102,19 +104,21 @@ def _tokens(subject: Subject, show: int) -> tuple[list[Verdict], list[TrainedRow
     longest = sorted(range(len(sizes)), key=lambda i: -sizes[i].whole)
     looked = list(dict.fromkeys([*range(min(FIRST, len(sizes))), *longest[:LONGEST]]))
     showing = {subject.sample.rows[i] for i in [*looked[:show], *longest[:1]]} if show else set()
-    found, sequences = _as_trained(subject, looked)
+    found, sequences = _as_trained(subject, looked, sizes)
     found += [*tokens.truncation(subject, sizes), *tokens.boundary(subject, sizes)]
     shown = sorted((r for r in sequences if r.row in showing), key=lambda r: (r.row, r.part))
     return found, shown, tokens.mean_tokens(subject, sizes), max(s.whole for s in sizes)
 
 
-def _as_trained(subject: Subject, looked: Sequence[int]) -> tuple[list[Verdict], list[TrainedRow]]:
+def _as_trained(
+    subject: Subject, looked: Sequence[int], sizes: Sequence[tokens.Lengths]
+) -> tuple[list[Verdict], list[TrainedRow]]:
     if subject.schema is Schema.PROMPT:
         asked = prompts(subject, looked)
         return [tokens.double_bos(asked, subject)], asked
     if not can_collate(subject.config):
         told = f"{subject.config.algorithm.key} makes its batches while it trains, so they cannot be shown before"
-        return [Verdict("terminator", "rows", "skip", told), tokens.masked_rows(None, subject)], []
+        return [Verdict("terminator", "rows", "skip", told), tokens.masked_rows(None, subject, sizes)], []
     try:
         batch: Batch = collate(subject, looked)
     except AlignTuneError as error:
@@ -122,7 +126,7 @@ def _as_trained(subject: Subject, looked: Sequence[int]) -> tuple[list[Verdict],
     except (ValueError, RuntimeError) as error:
         told = f"the training library refuses the rows: {str(error).splitlines()[0]}"
         return [Verdict("masked-rows", "rows", "fail", told, fix="see `aligntune data` and the chat template")], []
-    verdicts = [tokens.masked_rows(batch, subject)]
+    verdicts = [tokens.masked_rows(batch, subject, sizes)]
     if batch.rows:
         verdicts += [tokens.terminator(batch, subject), *tokens.padding(batch, subject)]
         verdicts.append(tokens.double_bos(batch.rows, subject))

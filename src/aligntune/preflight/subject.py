@@ -45,6 +45,7 @@ class Subject:
         self.config = config
         self.faults: list[Verdict] = []
         self.masked: list[int] = []
+        self._columns: dict[str, list[str]] = {}
         self._given = {"tokenizer": tokenizer, "train": train, "evaluation": evaluation}
 
     @property
@@ -149,7 +150,7 @@ class Subject:
         if len(rows) <= ALL_ROWS:
             return Sample(list(range(len(rows))), len(rows), True)
         drawn = sorted(random.Random(self.config.train.seed).sample(range(len(rows)), ALL_ROWS // 2))
-        sizes = characters(rows)
+        sizes = [sum(map(len, parts)) for parts in zip(*self.columns(CONTENT), strict=True)]
         longest = sorted(range(len(rows)), key=lambda i: -sizes[i])[: ALL_ROWS // 2]
         return Sample(drawn + [i for i in longest if i not in set(drawn)], len(drawn), False)
 
@@ -186,6 +187,14 @@ class Subject:
             return numbers
         middle = len(numbers) // 2
         return self._trainable(numbers[:middle]) + self._trainable(numbers[middle:])
+
+    def columns(self, names: tuple[str, ...]) -> list[list[str]]:
+        """Those of the named columns that the training rows have, as texts; each is read once."""
+        rows = self.train.dataset
+        for name in names:
+            if name in rows.column_names and name not in self._columns:
+                self._columns[name] = [said(value) for value in rows[name]]
+        return [self._columns[name] for name in names if name in self._columns]
 
     def text(self, index: int) -> str:
         """A training row on one line, for messages."""

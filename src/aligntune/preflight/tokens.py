@@ -128,9 +128,11 @@ def double_bos(rows: Sequence[TrainedRow], subject: Subject) -> Verdict:
     )
 
 
-def masked_rows(batch: Batch | None, subject: Subject) -> Verdict:
+def masked_rows(batch: Batch | None, subject: Subject, sizes: Sequence[Lengths] = ()) -> Verdict:
     """Rows in which no token is trained: the library leaves them out, or their loss is 0."""
     lost = set(subject.masked)
+    if subject.schema in (Schema.PROMPT_COMPLETION, Schema.PREFERENCE, Schema.UNPAIRED) and subject.loss_on != "all":
+        lost |= {s.row for s in sizes if s.shared >= subject.limit}
     if batch is not None:
         lost |= set(batch.asked) - set(batch.kept)
         lost |= {row.row for row in batch.rows if not any(row.trained)}
@@ -145,7 +147,7 @@ def masked_rows(batch: Batch | None, subject: Subject) -> Verdict:
         "fail" if len(lost) > MANY * looked else "warn",
         f"in {percent(len(lost), looked)} rows no token is trained",
         [numbers(sorted(lost)), f"row {first + 1}: {excerpt(subject.text(first))}"],
-        f"raise {subject.limit_key}, or see `aligntune check --rows`: the template may mark no answer in them",
+        f"raise {subject.limit_key}; where the rows are short, the template renders or marks no answer in them",
         {"rows": sorted(lost)},
     )
 

@@ -63,11 +63,13 @@ class Report:
         verdicts: in the order in which they were found.
         rows: the rows as trained (`preflight.trained.TrainedRow`) that are shown token by token.
         settings: every key of the resolved configuration with value and source.
+        special: texts of the tokenizer's special tokens, which are shown apart.
     """
 
     verdicts: list[Verdict] = field(default_factory=list)
     rows: list[Any] = field(default_factory=list)
     settings: list[dict[str, Any]] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
 
     def add(self, verdicts: Iterable[Verdict]) -> None:
         """Append verdicts."""
