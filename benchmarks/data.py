@@ -134,7 +134,7 @@ def measure(arm: str, kind: str, path: Path, model: Path, work: Path) -> dict[st
         )
         if arm == "stream":
             count = 0
-            for row in ours._train_rows().tokens:
+            for row in ours._train_rows().dataset:
                 count, longest = count + 1, len(row["input_ids"])
                 if count == 100_000:
                     break

@@ -203,9 +203,13 @@ def test_several_processes_build_an_entry_once(tmp_path: Path) -> None:
 
 
 def made_rows(raw: dict[str, Any]) -> Prepared:
+    """The rows of a run, with those that its trainer gets as `tokens`."""
     from aligntune.core.backend_factory import create_trainer
 
-    return create_trainer(raw)._train_rows()
+    trainer = create_trainer(raw)
+    rows = trainer._train_rows()
+    assert trainer._tokens[0] is rows.dataset
+    return dataclasses.replace(rows, tokens=trainer._tokens[1])
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto", "grpo"])
@@ -221,6 +225,18 @@ def test_a_second_run_tokenises_nothing(
     assert (first.tokens and first.tokens[:]) == (second.tokens and second.tokens[:])
     assert second.notes[:-1] == first.notes
     assert "come from the data cache" in second.notes[-1]
+
+
+def test_rows_in_another_place_are_not_trained_as_the_old_ones(tiny_model: Path, tmp_path: Path) -> None:
+    from aligntune.core.backend_factory import create_trainer
+    from aligntune.core.callbacks import Progress, StopRequest
+
+    trainer = create_trainer(runs.plain("sft", tiny_model, tmp_path))
+    rows = trainer._train_rows()
+    trainer._train_data = dataclasses.replace(rows, dataset=rows.dataset.select([5, 3]))
+    made = trainer._build(StopRequest(), Progress("x")).train_dataset
+    wanted = trainer._tokens[1].select([5, 3])
+    assert list(made["input_ids"]) == list(wanted["input_ids"])
 
 
 def test_what_changes_the_rows_of_a_run_changes_its_entry(

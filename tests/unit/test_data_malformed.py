@@ -123,7 +123,9 @@ CASES: list[tuple[str, str, bytes, str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "content", "schema", "keys", "said"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(
+    ("name", "content", "schema", "keys", "said"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
 def test_each_ends_in_one_message(
     tmp_path: Path, name: str, content: bytes, schema: str, keys: dict[str, Any], said: str
 ) -> None:
@@ -203,7 +205,9 @@ BAD_LINES = [
 
 def test_skipped_rows_are_counted_and_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    lines = [line + b"\n" for bad in BAD_LINES for line in (GOOD.strip(), bad)] + [b'{"prompt": "a", "completion": ""}\n']
+    lines = [line + b"\n" for bad in BAD_LINES for line in (GOOD.strip(), bad)] + [
+        b'{"prompt": "a", "completion": ""}\n'
+    ]
     path.write_bytes(b"".join(lines))
     source = DatasetConfig(name=str(path), on_bad_row="skip", read={"max_line_mb": 0.02})
     prepared = prepare_dataset(source, Schema.PROMPT_COMPLETION)
@@ -228,4 +232,6 @@ def test_skipped_csv_rows_keep_their_cells(tmp_path: Path) -> None:
 
 def test_where_no_row_can_be_read_the_first_reason_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"{\n{\n")
-    refused(tmp_path / "a.jsonl", r"none of the 2 rows of a\.jsonl can be read: a\.jsonl:1: not JSON", on_bad_row="skip")
+    refused(
+        tmp_path / "a.jsonl", r"none of the 2 rows of a\.jsonl can be read: a\.jsonl:1: not JSON", on_bad_row="skip"
+    )

@@ -73,6 +73,7 @@ class Trainer:
         self._loaded: Any = None
         self._rewards: Any = None
         self._train_data: Any = None
+        self._tokens: tuple[Any, Any] = (None, None)
         self._eval_data: Any = None
         self._hf: Any = None
         self._run: Any = None
@@ -156,7 +157,8 @@ class Trainer:
             if tokens is not None:
                 tokens, _ = self.config.algorithm.arrange(tokens, self.config)
             self._tell(notes)
-            self._train_data = replace(prepared, dataset=rows, tokens=tokens)
+            self._tokens = (rows, tokens)
+            self._train_data = replace(prepared, dataset=rows, tokens=None)
         return self._train_data
 
     def _eval_rows(self) -> Any:
@@ -294,14 +296,15 @@ class Trainer:
         late = params.late_arguments(self.config)
         for key, value in late.items():
             setattr(args, key, value)
-        rows = self._train_rows()
-        if rows.tokens is not None and values.get("assistant_only_loss"):
+        rows = self._train_rows().dataset
+        tokens = self._tokens[1] if rows is self._tokens[0] else None  # other rows may have taken their place
+        if tokens is not None and values.get("assistant_only_loss"):
             # The labels of token rows say it already, and TRL takes the option with message lists only.
             values["assistant_only_loss"] = args.assistant_only_loss = False
         kwargs: dict[str, Any] = {
             "model": loaded.model,
             "args": args,
-            "train_dataset": rows.dataset if rows.tokens is None else rows.tokens,
+            "train_dataset": rows if tokens is None else tokens,
             "processing_class": loaded.tokenizer,
             "callbacks": [make_callback(self, stop, progress)],
         }
@@ -317,7 +320,7 @@ class Trainer:
                 group_size=params.group_size,
             )
         kind = params.trainer_type(self.backend.trainer_class(params))
-        if rows.tokens is not None:
+        if tokens is not None:
             kind = taking_tokens(kind)
         with kept_adapters(loaded.model, self.config.model.quantization is not None):
             own = params.trainer_kwargs(self)

@@ -34,7 +34,9 @@ PROMPT_KEY = "generation.max_prompt_length"
 CHECKED = 64
 """So many first rows are always tokenised in full, whatever their length, to see that something is trained."""
 CHUNK = 1000
-"""Rows tokenised at once; it bounds memory."""
+"""Rows whose texts are measured at once; it bounds memory."""
+TOKENISED = 100
+"""Rows tokenised in full at once: a tokenizer keeps some hundred bytes for each token of a batch."""
 
 
 def render(
@@ -90,8 +92,8 @@ def render(
     made = None
     if keep_tokens and schema is not Schema.PROMPT:
         count, made = Count(), TokenTable()
-        for start in range(0, len(dataset), CHUNK):
-            batch = dataset[start : start + CHUNK]
+        for start in range(0, len(dataset), TOKENISED):
+            batch = dataset[start : start + TOKENISED]
             made.add(tokenise(batch, start, schema, tokens, limit, count, loss_on, cut=keep_tokens == "cut"))
     else:
         count = _count(dataset, schema, tokens, limit, loss_on)

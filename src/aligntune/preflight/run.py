@@ -166,7 +166,8 @@ def quick(trainer: Any, config: RunConfig, *, resuming: bool = False) -> Report:
     RunFolder.check(config.output_dir, resume=resuming)
     report, count = Report(), None
     report.add([settings.versions(config), settings.learning_rate(config)])
-    if hasattr(trainer, "_train_rows"):  # a trainer in another process keeps its rows there
+    # A trainer in another process keeps its rows there, and a stream has rows only while it is trained on.
+    if hasattr(trainer, "_train_rows") and not any(source.streaming for source in config.sources):
         train, held = trainer._train_rows(), trainer._eval_rows()
         count = len(train.dataset)
         subject = Subject(config, tokenizer=trainer.tokenizer, train=train, evaluation=held)
