@@ -89,9 +89,12 @@ class TokenTable:
         """All rows in order."""
         import pyarrow as pa
         from datasets import Dataset
+        from datasets.fingerprint import generate_random_fingerprint
         from datasets.table import InMemoryTable
 
-        return Dataset(InMemoryTable(pa.concat_tables(self._parts)))
+        # Without one the library pickles the whole table to make it.
+        fingerprint = generate_random_fingerprint()
+        return Dataset(InMemoryTable(pa.concat_tables(self._parts)), fingerprint=fingerprint)
 
 
 def tokenise(
