@@ -41,9 +41,10 @@ CHAT = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-WORDS = (
-    "the of and to in is that it for was on are as with they be at one have this from by had not but what all were when "
-    "we there can an your which their said if will each about how up out them then she many some so these would other"
+WORDS = (  # noqa: SIM905 - a list of these would be a page long
+    "the of and to in is that it for was on are as with they be at one have this from by had not but what all were "
+    "when we there can an your which their said if will each about how up out them then she many some so these would "
+    "other"
 ).split()
 
 

@@ -322,6 +322,7 @@ def test_training_on_a_stream_equals_training_on_the_rows_in_order(kind: str, ti
         create(raw).train()
         losses.append(runs.logged(raw["output_dir"]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert not (tmp_path / "out-True" / "skipped_rows.jsonl").exists()
     manifest = json.loads((tmp_path / "out-True" / "manifest.json").read_text())
     assert "streamed in file order" in json.dumps(manifest)
 
@@ -364,11 +365,12 @@ def test_held_out_rows_are_not_streamed(tiny_model: Path, tmp_path: Path) -> Non
         create_sft_trainer(raw)._eval_rows()
 
 
-def test_a_run_writes_the_rows_that_it_skipped(tiny_model: Path, tmp_path: Path) -> None:
-    raw = runs.plain("sft", tiny_model, tmp_path, train__max_steps=1)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_writes_the_rows_that_it_skipped(streaming: bool, tiny_model: Path, tmp_path: Path) -> None:
+    raw = runs.plain("sft", tiny_model, tmp_path, train__max_steps=8)
     path = tmp_path / "sft.jsonl"
     path.write_text(path.read_text() + 'oops\n{"prompt": "a", "completion": ""}\n')
-    raw["dataset"] = {"name": str(path), "on_bad_row": "skip"}
+    raw["dataset"] = {"name": str(path), "on_bad_row": "skip", "streaming": streaming}
     create_sft_trainer(raw).train()
     lines = (Path(raw["output_dir"]) / "skipped_rows.jsonl").read_text().splitlines()
     assert [(r["data"], r["place"]) for r in map(json.loads, lines)] == [

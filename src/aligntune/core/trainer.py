@@ -228,6 +228,8 @@ class Trainer:
 
     def _note_end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         write_held(self)
+        if any(source.streaming for source in self.config.sources):  # known only now
+            write_skipped(self)
         if isinstance(error, KeyboardInterrupt):
             self.state.status = "interrupted"
             self._run.mark_interrupted()

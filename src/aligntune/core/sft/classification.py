@@ -28,7 +28,7 @@ from aligntune.data.manager import Prepared
 from aligntune.errors import ConfigurationError, TrainingError, ValidationError
 from aligntune.eval.classification import log_probabilities
 from aligntune.eval.entities import find_entities, marks_entities
-from aligntune.utils.classifier_loader import stored_labels
+from aligntune.utils.classifier_loader import positions, stored_labels
 from aligntune.utils.logging import quiet_libraries
 
 NEW_HEAD = "set task.new_head: true to train a fresh head in its place"
@@ -96,9 +96,9 @@ class ClassifierRun(SFTTrainerBase):
 
     def _load_model(self) -> Any:
         loaded = self.backend.load_classifier(self.config, self.labels.names)
-        positions = _positions(loaded.model)
+        limit = positions(loaded.model)
         self._limit, self._limited_by = self.config.model.max_seq_length, ""
-        most = min(n for n in (positions, loaded.tokenizer.model_max_length, 10**9) if n)
+        most = min(n for n in (limit, loaded.tokenizer.model_max_length, 10**9) if n)
         if most < self._limit:
             self._limit, self._limited_by = most, f"the model's limit of {most}"
         return loaded
@@ -109,7 +109,8 @@ class ClassifierRun(SFTTrainerBase):
         labels = self.labels
         prepared = self._found_in if training and self._found_in is not None else self._read(sources, labels)
         self._load()
-        schema, limits = self.config.algorithm.data, {"max_length": self._limit, "cut_by": self._limited_by}
+        schema = self.config.algorithm.data
+        limits: dict[str, Any] = {"max_length": self._limit, "cut_by": self._limited_by}
 
         def build() -> Prepared:
             return encode(prepared, schema, self.tokenizer, labels, **limits)
@@ -249,20 +250,6 @@ class ClassifierRun(SFTTrainerBase):
 
 def _spelled(words: Sequence[str], tags: Sequence[str | None]) -> str:
     return " ".join(word if tag in ("O", None) else f"{word}/{tag}" for word, tag in zip(words, tags, strict=True))
-
-
-def _positions(model: Any) -> int | None:
-    """Most tokens of a model with learned positions; None where positions are computed."""
-    import torch
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Embedding) and name.endswith(
-            ("position_embeddings", "position_embedding", "embed_positions", "wpe")
-        ):
-            # RoBERTa's positions begin after its padding id.
-            begin = module.padding_idx + 1 if module.padding_idx is not None else 0
-            return int(min(module.num_embeddings, model.config.max_position_embeddings)) - begin
-    return None
 
 
 # ---- the library's trainer -------------------------------------------------------------------------------------
