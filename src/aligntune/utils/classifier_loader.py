@@ -51,6 +51,11 @@ class ClassifierLoader(ModelLoader):
         self._own: list[str] = []
         self._fresh: list[str] = []
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the loaded head, or a part of it, has random weights."""
+        return bool(self._fresh) and self.source.adapter is None
+
     def model_kwargs(self) -> dict[str, Any]:
         """As for `ModelLoader`, with the head's size and the names of its outputs."""
         names = dict(enumerate(self.labels))
@@ -116,7 +121,7 @@ class ClassifierLoader(ModelLoader):
 
     def _wrap_notes(self) -> list[str]:
         notes = super()._wrap_notes()
-        if self._fresh and self.source.adapter is None:
+        if self.fresh:
             notes.append(
                 f"the classification head is new ({', '.join(self._fresh)}): {len(self.labels)} labels, random weights "
                 f"from seed {self.seed}"
@@ -126,6 +131,20 @@ class ClassifierLoader(ModelLoader):
     def _tokenizer(self) -> tuple[Any, list[str]]:
         tokenizer, _ = super()._tokenizer()
         return tokenizer, prepare_tokenizer(tokenizer, self.config, training=self.training, writes=False)
+
+
+def positions(model: Any) -> int | None:
+    """Most tokens of a model with learned positions; None where positions are computed."""
+    import torch
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and name.endswith(
+            ("position_embeddings", "position_embedding", "embed_positions", "wpe")
+        ):
+            # RoBERTa's positions begin after its padding id.
+            begin = module.padding_idx + 1 if module.padding_idx is not None else 0
+            return int(min(module.num_embeddings, model.config.max_position_embeddings)) - begin
+    return None
 
 
 def stored_labels(config: ModelConfig, head: Head, *, listed: bool, replaced: bool) -> list[str] | int | None:
