@@ -16,6 +16,7 @@ import helpers
 import runs
 from aligntune.core.config import load_config
 from aligntune.core.config.reading import set_key
+from aligntune.errors import ConfigurationError
 from aligntune.preflight import Report, arithmetic, check, memory, rows, settings, templates, tokens, trained
 from aligntune.preflight.subject import Subject
 
@@ -400,8 +401,12 @@ def test_arithmetic(tmp_path: Path, tiny_model: Path) -> None:
     group = config(tmp_path, tiny_model, "grpo", train__gradient_accumulation_steps=2, algo__num_iterations=2)
     found = arithmetic.counts(group, rows=24, world=1)
     assert (found.sequences, found.prompts, found.steps_per_epoch) == (8, 2.0, 24)  # 12 generations of 2 prompts, twice
-    assert arithmetic.nearest(10, 4) == [8, 12]
-    assert arithmetic.nearest(3, 4) == [4]
+    with pytest.raises(
+        ConfigurationError, match=r"per_device_batch_size to 8 or 12, or algo.num_generations to 2 or 5"
+    ):
+        config(tmp_path, tiny_model, "grpo", train__per_device_batch_size=10)
+    with pytest.raises(ConfigurationError, match=r"per_device_batch_size to 2 or 4, or algo.num_generations to 3 or 6"):
+        config(tmp_path, tiny_model, "grpo", train__per_device_batch_size=3, algo__steps_per_generation=2)
     lines = arithmetic.batch(group, 24, 10.0).evidence
     assert "train.per_device_batch_size is per_device_train_batch_size=4 on trl" in lines
 
@@ -613,7 +618,7 @@ SLOW = pytest.mark.slow
 LENGTHS = {"answer-truncated", "prompt-truncated", "masked-rows"}
 REAL: list[Any] = [
     ("alpaca/alpaca_en_demo.json", {"task": "instruction_following"}, {}, {"duplicates"}),
-    ("dolly/dolly.json", {"task": "instruction_following"}, {"column_mapping": {"completion": "response"}}, set()),
+    ("dolly/dolly.json", {"task": "instruction_following"}, {"column_mapping": {"prompt": "instruction", "completion": "response"}}, LENGTHS),
     pytest.param("gsm8k/train.jsonl", {"task": "instruction_following", "test": "gsm8k/test.jsonl"}, {}, {"train-in-eval"}, marks=SLOW),
     pytest.param("chat_tools/glaive_toolcall_en_demo.json", {"task": "chat_completion"}, {}, {"duplicates", *LENGTHS}, marks=SLOW),
     pytest.param("hh_rlhf/harmless-base-test.jsonl", {"algo": "dpo"}, {}, {"rows-left-out", "memory"}, marks=SLOW),
@@ -643,3 +648,37 @@ def test_real_rows_raise_no_false_alarm(
     assert report.with_status("fail") == []
     assert {v.name for v in report.with_status("warn")} <= deserved
     assert all(v.data["name"] == "qwen2_5" for v in report.verdicts if v.name == "chat-template")
+
+
+def test_every_algorithm_can_be_checked(tmp_path: Path, tiny_model: Path) -> None:
+    """No algorithm's settings, data or trainer break a check of clean rows."""
+    from aligntune.algorithms.base import Schema, algorithm_names, get_algorithm
+
+    rows_of = {Schema.PREFERENCE: "dpo", Schema.UNPAIRED: "kto", Schema.PROMPT: "grpo", Schema.PROMPT_COMPLETION: "sft"}
+    for name in algorithm_names():
+        algorithm = get_algorithm(name)
+        kind = rows_of[algorithm.data]
+        folder = tmp_path / name
+        folder.mkdir()
+        raw: dict[str, Any] = {
+            "algo": {"name": name},
+            "model": {"name_or_path": str(tiny_model), "max_seq_length": 160},
+            "datasets": [{"name": str(runs.write_rows(folder / "rows.jsonl", KINDS[kind]))}],
+            "train": {"max_steps": 8, "per_device_batch_size": 8},
+            "output_dir": str(folder / "out"),
+        }
+        if algorithm.uses_rewards:
+            raw["rewards"] = ["math_correctness"]
+        if kind == "grpo" or name in ("gkd", "spin"):
+            raw["generation"] = {"max_completion_length": 32}
+        if kind == "grpo":
+            raw["generation"]["max_prompt_length"] = 96
+        if name == "meta_es":
+            raw["evaluation"] = {
+                "dataset": held_out(folder, [{"prompt": f"What is {i} - 1?", "answer": str(i - 1)} for i in range(9)])
+            }
+        if name == "gkd":
+            raw["algo"]["teacher"] = str(tiny_model)
+        report = check(load_config(raw))
+        assert report.with_status("fail") == [], name
+        assert {v.name for v in report.with_status("warn")} <= {"learning-rate"}, name

@@ -12,6 +12,7 @@ Source: `GRPOConfig` and `GRPOTrainer` of TRL 1.14.2. It computes nothing; the l
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
@@ -80,6 +81,20 @@ def vllm_inert(generation: Any) -> dict[str, str]:
             f"generation.vllm_{k}": "`generation.vllm_importance_sampling_correction` is false" for k in _CORRECTION
         }
     return keys
+
+
+def nearest_batches(batch: int, passes: int, group: int) -> str:
+    """The nearest batches, one below and one above, whose completions in `passes` passes make whole groups."""
+    whole = group // math.gcd(group, passes)
+    below = batch // whole * whole
+    return " or ".join(str(n) for n in (below, below + whole) if n)
+
+
+def nearest_divisors(completions: int, group: int) -> str:
+    """The nearest group sizes of at least 2, one below and one above, that divide `completions`."""
+    fitting = [n for n in range(2, completions + 1) if completions % n == 0]
+    near = [*[n for n in fitting if n < group][-1:], *[n for n in fitting if n > group][:1]]
+    return " or ".join(map(str, near)) or f"a divisor of {completions}"
 
 
 @section
@@ -193,7 +208,9 @@ class GroupPolicy(AlgorithmParams):
                     f"per_device_batch_size {t.per_device_batch_size} x steps per generation {steps} = "
                     f"{rollout}, and {rollout} / {self.num_generations} = "
                     f"{rollout / self.num_generations:.3g} prompts; "
-                    f"set train.per_device_batch_size to a multiple of {self.num_generations}",
+                    "set train.per_device_batch_size to "
+                    f"{nearest_batches(t.per_device_batch_size, steps, self.num_generations)}"
+                    f", or algo.num_generations to {nearest_divisors(rollout, self.num_generations)}",
                 )
             )
         if not self.resumable(config, t.save_steps or 0):

@@ -80,12 +80,6 @@ def counts(config: RunConfig, rows: int | None, world: int | None = None) -> Cou
     return Counts(p, sequences, prompts, per_epoch, total, left)
 
 
-def nearest(value: int, divisor: int) -> list[int]:
-    """The multiples of `divisor` beside `value`, without 0."""
-    below = value // divisor * divisor
-    return sorted({n for n in (below, below + divisor) if n > 0})
-
-
 def batch(config: RunConfig, rows: int | None, tokens: float | None) -> Verdict:
     """The arithmetic as a verdict.
 

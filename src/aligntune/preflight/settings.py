@@ -177,9 +177,9 @@ def disk(config: RunConfig, weights: int | None, trained: int | None) -> Verdict
         count = t.max_steps // t.save_steps if t.max_steps else 3
         count = min(count, t.save_total_limit + 1) if t.save_total_limit else count
     needed = weights + count * state
-    shown = (
-        f"about {gigabytes(needed)}: {count} checkpoints of {gigabytes(state)} and the model of {gigabytes(weights)}"
-    )
+    shown = f"a model of about {gigabytes(weights)}"
+    if count:
+        shown = f"about {gigabytes(needed)}: {count} checkpoints of {gigabytes(state)} and {shown}"
     data = {"free": free, "needed": needed, "checkpoints": count}
     if needed > free:
         return Verdict(

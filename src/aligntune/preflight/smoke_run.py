@@ -77,9 +77,9 @@ def smoke_config(config: RunConfig, folder: Path) -> RunConfig:
         isolation="auto",
         train=dataclasses.replace(
             config.train, max_steps=2 * save, save_steps=save, save_total_limit=None, warmup_steps=0, warmup_ratio=0.0,
-            early_stopping_patience=None,
+            early_stopping_patience=None, best_metric=None, best_mode=None, keep_best="none",
         ),
-        evaluation=dataclasses.replace(config.evaluation, dataset=held, every=None),
+        evaluation=dataclasses.replace(config.evaluation, dataset=held, every=None, tasks=[], at_start=False),
         logging=dataclasses.replace(config.logging, report_to=[], steps=1),
     )  # fmt: skip
 
