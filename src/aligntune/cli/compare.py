@@ -1,0 +1,120 @@
+"""`aligntune compare`: arms and seeds from one file, each run in a fresh process, verdicts with a margin.
+
+aligntune compare dpo.yaml --backends trl,unsloth --seeds 3 --margin 0.02 --output-dir runs/backends
+aligntune compare grpo.yaml 'algo.beta=[0,0.04]' train.max_steps=50 --output-dir runs/beta
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from aligntune.cli.console import Output, Settings, shared
+from aligntune.errors import ConfigurationError
+
+
+@click.command(short_help="Compare backends, algorithms or any setting over seeds.")
+@click.argument("file", metavar="FILE")
+@click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]... [KEY=[A,B]]...")
+@click.option("--backends", metavar="A,B", help="An axis of backends: trl,unsloth.")
+@click.option("--algorithms", metavar="A,B", help="An axis of algorithms, for a file with `algo`.")
+@click.option("--seeds", default="3", show_default=True, metavar="N|A,B", help="How many training seeds, or which.")
+@click.option(
+    "--margin",
+    multiple=True,
+    metavar="X|NAME=X",
+    help="Largest difference that does not matter, for held-out values, or for one of them.",
+)
+@click.option("--ratio-margin", type=float, default=0.05, show_default=True, help="The same for times and memory.")
+@click.option("--output-dir", metavar="DIR", required=True, help="Folder of the comparison.")
+@click.option("--resume", is_flag=True, help="Go on with the comparison in this folder, or read its results again.")
+@click.option("--dry-run", is_flag=True, help="Check every arm and show the runs; make none.")
+@shared
+def command(
+    settings: Settings,
+    file: str,
+    arguments: tuple[str, ...],
+    backends: str | None,
+    algorithms: str | None,
+    seeds: str,
+    margin: tuple[str, ...],
+    ratio_margin: float,
+    output_dir: str,
+    resume: bool,
+    dry_run: bool,
+) -> Output:
+    """Train each arm of FILE once per seed, each run in a process of its own, and compare the arms with the first one.
+
+    KEY=[A,B] makes an axis of any setting; KEY=VALUE changes all arms. Every arm is checked before any is run.
+    """
+    from aligntune.compare.execution import compare
+    from aligntune.compare.page import told
+    from aligntune.compare.plan import make_plan
+
+    axes: dict[str, list[Any]] = {}
+    for key, names in (("backend", backends), ("algo.name", algorithms)):
+        if names is not None:
+            axes[key] = names.split(",")
+    chosen = read_seeds(seeds)
+    stated = read_margins(margin)
+    if dry_run:
+        plan = make_plan(file, arguments, axes=axes, seeds=chosen, output_dir=output_dir)
+        runs = [{"arm": arm.name, "seed": seed, "folder": str(plan.folder(arm, seed))} for arm, seed in plan.order()]
+        lines = [f"{len(plan.arms)} arms, {len(plan.seeds)} seeds: {len(runs)} runs"]
+        return Output({"runs": runs}, "\n".join([*lines, *(f"  {r['arm']}, seed {r['seed']}" for r in runs)]))
+    found = compare(
+        file,
+        arguments,
+        axes=axes,
+        seeds=chosen,
+        output_dir=output_dir,
+        margin=stated,
+        ratio_margin=ratio_margin,
+        resume=resume,
+    )
+    text = f"{told(found)}\npage  {output_dir}/comparison.html"
+    return Output(found.to_dict(), text, exit_code=1 if len(found.failed) == len(found.runs) else 0)
+
+
+def read_seeds(text: str) -> int | list[int]:
+    """`3` as a number of seeds, `1,2,3` (or `7,`) as the seeds themselves.
+
+    Raises:
+        ConfigurationError: neither.
+    """
+    parts = [part for part in text.split(",") if part.strip()]
+    try:
+        numbers = [int(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 0 or ("," not in text and numbers[0] < 1):
+        raise ConfigurationError(f"--seeds is '{text}'", hint="write how many (3), or which (1,2,3)")
+    return numbers if "," in text else numbers[0]
+
+
+def read_margins(given: tuple[str, ...]) -> float | dict[str, float] | None:
+    """`0.02` for all held-out values, or `name=0.02` for each.
+
+    Raises:
+        ConfigurationError: a margin that is no positive number, or both forms at once.
+    """
+    named: dict[str, float] = {}
+    plain: list[float] = []
+    for item in given:
+        name, equals, value = item.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = 0.0
+        if not number > 0:
+            raise ConfigurationError(f"--margin is '{item}'", hint="write a positive number, or name=number")
+        if equals:
+            named[name] = number
+        else:
+            plain.append(number)
+    if len(plain) > 1 or (plain and named):
+        raise ConfigurationError(
+            "--margin is given twice", hint="one number for all held-out values, or name=number each"
+        )
+    return named or (plain[0] if plain else None)

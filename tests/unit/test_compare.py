@@ -1,0 +1,273 @@
+"""Comparisons: plans, measurements from run folders, verdicts by simulation, failed and resumed runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pytest
+
+from aligntune.compare.analysis import analyse
+from aligntune.compare.execution import begin, run_all
+from aligntune.compare.measure import Measured, direction, measure, timings
+from aligntune.compare.page import told, write_page
+from aligntune.compare.plan import make_plan
+from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.eval.stats import wilson_interval
+from aligntune.utils.run_folder import RunFolder
+from runs import SFT_ROWS, write_rows
+
+
+@pytest.fixture
+def source(tiny_model, tmp_path):
+    return {
+        "task": "instruction_following",
+        "model": {"name_or_path": str(tiny_model), "max_seq_length": 64},
+        "dataset": {"name": str(write_rows(tmp_path / "rows.jsonl", SFT_ROWS))},
+        "train": {"max_steps": 3, "per_device_batch_size": 4, "learning_rate": 1e-3},
+    }
+
+
+def _run(arm, seed, **values):
+    return Measured(arm, seed, f"runs/{arm}/{seed}", "finished", values)
+
+
+# ---- plans
+
+
+def test_arms_are_the_product_of_the_axes(source, tmp_path):
+    settings = ["train.learning_rate=[1.0e-4,1.0e-3]", "train.weight_decay=[0.0,0.1]", "train.max_steps=2"]
+    plan = make_plan(source, settings, seeds=2, output_dir=tmp_path / "out")
+    assert [a.name for a in plan.arms] == [
+        f"train.learning_rate={lr} train.weight_decay={wd}" for lr in ("0.0001", "0.001") for wd in ("0.0", "0.1")
+    ]
+    config = plan.config(plan.arms[3], 43)
+    assert (config.train.learning_rate, config.train.weight_decay, config.train.max_steps) == (1e-3, 0.1, 2)
+    assert (config.train.seed, config.logging.steps) == (43, 1)
+    assert config.output_dir == str(tmp_path / "out" / plan.arms[3].slug / "seed-43")
+    assert len({a.slug for a in plan.arms}) == 4
+
+
+def test_the_order_turns_with_the_seed(source, tmp_path):
+    plan = make_plan(source, ["train.weight_decay=[0.0,0.1,0.2]"], seeds=[1, 2], output_dir=tmp_path)
+    ends = [(arm.name[-3:], seed) for arm, seed in plan.order()]
+    assert ends == [("0.0", 1), ("0.1", 1), ("0.2", 1), ("0.1", 2), ("0.2", 2), ("0.0", 2)]
+
+
+def test_the_same_arm_twice_has_two_folders(source, tmp_path):
+    plan = make_plan(source, ["train.weight_decay=[0.1,0.1]"], seeds=1, output_dir=tmp_path)
+    assert [a.name for a in plan.arms] == ["train.weight_decay=0.1", "train.weight_decay=0.1 (2)"]
+    assert plan.arms[0].slug != plan.arms[1].slug
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds", "message"),
+    [
+        ([], 3, "there is no axis"),
+        (["train.weight_decay=[0.1]"], 3, "has 1 value"),
+        (["train.weight_decay"], 3, "is no setting"),
+        (["train.weight_decay=[0,1]"], [1, 1], "seeds are"),
+        (["train.weight_decay=[0,1]"], 200, "400 runs"),
+        (["train.weight_decy=[0,1]"], 3, "arm train.weight_decy=0"),
+        (["backend=[trl,unslot]"], 3, "arm backend=unslot"),
+    ],
+)
+def test_wrong_plans_are_refused_before_anything_runs(source, tmp_path, settings, seeds, message):
+    with pytest.raises(ConfigurationError, match=message.replace("[", "\\[")):
+        make_plan(source, settings, seeds=seeds, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- measurements
+
+
+def test_timings_leave_out_the_warm_up_and_pass_over_evaluations():
+    times = [5.0, 9.0, 10.0, 11.0, 30.0, 31.0, 32.0]  # two slow steps, and an evaluation before the fifth
+    rows = [{"step": i + 1, "time": t, "loss": 1.0, "num_tokens": 100 * (i + 1)} for i, t in enumerate(times)]
+    found = timings(rows)
+    assert found == {"step_time": 1.0, "tokens_per_second": 100.0}
+    assert timings(rows[:1]) == {}
+
+
+def test_a_run_is_read_from_its_folder(tmp_path):
+    run = RunFolder.claim(tmp_path / "run")
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step, "time": float(step), "loss": 2.0 / step, "learning_rate": 0.1})
+    run.append_metrics({"step": 3, "time": 3.5, "eval_nll": 1.5})
+    run.mark_finished({"final_loss": 1.2, "peak_memory": 10**9, "metrics": {"eval_nll": 1.4}})
+    items = tmp_path / "run" / "eval" / "items"
+    items.mkdir(parents=True)
+    write_rows(items / "sums.jsonl", [{"id": "a", "scores": {"accuracy": s}} for s in (1.0, 0.0)])
+    found = measure("a", 1, tmp_path / "run", {"code": 0, "seconds": 9.0})
+    assert found.values["eval_nll"] == 1.4
+    assert found.values["wall_time"] == 9.0
+    assert found.values["final_loss"] == 1.2
+    assert "learning_rate" not in found.values
+    assert found.curves["loss"] == [(1, 2.0), (2, 1.0), (3, 2.0 / 3)]
+    assert found.items == {"sums/accuracy": {"a": 0.5}}
+    lost = measure("a", 2, tmp_path / "nothing", {"code": -9, "error": "killed"})
+    assert (lost.status, lost.error) == ("failed", "killed")
+
+
+def test_names_say_which_way_is_better():
+    assert [direction(n) for n in ("eval_nll", "eval_reward", "step_time", "tokens_per_second", "eval_rows")] == [
+        False, True, False, True, None,
+    ]  # fmt: skip
+
+
+# ---- verdicts
+
+
+def test_equal_arms_are_equivalent_and_different_ones_different():
+    rng = random.Random(0)
+    runs = []
+    for seed in range(5):
+        base = rng.gauss(0.5, 0.1)  # seeds differ more than arms, which pairing takes out
+        runs += [
+            _run("a", seed, eval_reward=base, step_time=1.0 + 0.01 * rng.random()),
+            _run("b", seed, eval_reward=base + rng.gauss(0, 0.001), step_time=0.5 + 0.005 * rng.random()),
+            _run("c", seed, eval_reward=base - 0.2 + rng.gauss(0, 0.01), step_time=1.0 + 0.01 * rng.random()),
+        ]
+    found = analyse(runs, ["a", "b", "c"], margin=0.02)
+    assert found.row("b", "eval_reward").verdict == "equivalent within 0.02"
+    worse = found.row("c", "eval_reward")
+    assert (worse.verdict, worse.better) == ("different", False)
+    assert worse.change == pytest.approx(-0.2, abs=0.02)
+    faster = found.row("b", "step_time")
+    assert (faster.verdict, faster.better, faster.kind) == ("different", True, "ratio")
+    assert faster.change == pytest.approx(0.5, abs=0.01)
+    assert faster.low < faster.change < faster.high
+    assert found.row("c", "step_time").verdict == "equivalent within 5%"
+
+
+def test_runs_that_agree_to_the_last_bit_are_equivalent():
+    runs = [_run(arm, seed, eval_nll=1.0 + seed) for arm in "ab" for seed in range(3)]
+    row = analyse(runs, ["a", "b"], margin=0.01).row("b", "eval_nll")
+    assert (row.verdict, row.change, row.p_value) == ("equivalent within 0.01", 0.0, 1.0)
+
+
+def test_too_few_seeds_say_how_many_it_takes():
+    runs = [_run("a", s, eval_reward=v) for s, v in enumerate((0.4, 0.6, 0.5))]
+    runs += [_run("b", s, eval_reward=v) for s, v in enumerate((0.5, 0.5, 0.55))]
+    row = analyse(runs, ["a", "b"], margin=0.02).row("b", "eval_reward")
+    assert row.verdict.startswith("not enough data: about ")
+    assert row.needed > 3
+    one = analyse([r for r in runs if r.seed == 0], ["a", "b"], margin=0.02)
+    assert one.row("b", "eval_reward").verdict == "no verdict: one seed"
+    assert "1 seed: the spread" in one.notes[0]
+    assert "no margin was stated" in analyse(runs, ["a", "b"]).notes[-1]
+
+
+def test_equal_arms_are_called_different_in_at_most_five_percent():
+    """Ten values of each run, all without a true difference."""
+    rng, count, wrong = random.Random(7), 800, 0
+    for _ in range(count):
+        runs = [
+            _run(arm, seed, **{f"eval_m{i}": rng.gauss(0, 1) for i in range(8)}, step_time=math.exp(rng.gauss(0, 0.1)))
+            for seed in range(4)
+            for arm in "ab"
+        ]
+        rows = analyse(runs, ["a", "b"], margin=0.05).rows
+        wrong += any(row.verdict == "different" for row in rows)
+    assert wilson_interval(wrong, count).low <= 0.05
+
+
+def test_items_are_paired_over_arms():
+    def with_items(arm, seed, right):
+        items = {"sums/accuracy": {str(i): float(i < right) for i in range(40)}}
+        return Measured(arm, seed, "x", "finished", {}, {}, items)
+
+    runs = [with_items("a", s, 10) for s in range(2)] + [with_items("b", s, 24) for s in range(2)]
+    row = analyse(runs, ["a", "b"], margin=0.05).row("b", "items/sums/accuracy")
+    assert (row.kind, row.n, row.verdict, row.better) == ("items", 40, "different", True)
+    assert row.change == pytest.approx(14 / 40)
+
+
+def test_a_margin_must_be_one():
+    runs = [_run(arm, 0, eval_nll=1.0) for arm in "ab"]
+    with pytest.raises(ValidationError, match="margin of every value is 0"):
+        analyse(runs, ["a", "b"], margin=0.0)
+    with pytest.raises(ValidationError, match="no run has the value 'eval_nl'"):
+        analyse(runs, ["a", "b"], margin={"eval_nl": 0.1})
+
+
+# ---- running
+
+
+def _fake(outcomes):
+    """A runner that writes a finished run, or fails, as `outcomes` says for each folder name."""
+
+    def runner(file, printed, begun):
+        import yaml
+
+        folder = yaml.safe_load(file.read_text())["output_dir"]
+        printed.write_text("words\n")
+        what = outcomes(folder)
+        if isinstance(what, str):
+            return {"code": 1, "seconds": 1.0, "error": what}
+        run = RunFolder.claim(folder)
+        run.append_metrics({"step": 1, "time": 1.0, "loss": what})
+        run.mark_finished({"final_loss": what, "metrics": {"eval_nll": what}})
+        return {"code": 0, "seconds": 2.0}
+
+    return runner
+
+
+def test_a_failed_arm_is_reported_and_the_others_go_on(source, tmp_path):
+    plan = make_plan(source, ["train.weight_decay=[0.0,0.1]"], seeds=2, output_dir=tmp_path / "out")
+    begin(plan, resume=False)
+    runs = run_all(plan, _fake(lambda folder: "the disk is full" if folder.endswith("0.1/seed-42") else 1.0))
+    found = analyse(runs, [a.name for a in plan.arms], margin=0.1)
+    assert [(r.arm[-3:], r.seed) for r in found.failed] == [("0.1", 42)]
+    assert "train.weight_decay=0.1, seed 42 failed: the disk is full" in found.notes
+    assert found.row("train.weight_decay=0.1", "eval_nll").n == 1
+    page = write_page(tmp_path / "page.html", found, plan).read_text()
+    assert "the disk is full" in page
+    assert "<script" not in page
+    assert "no verdict: one seed" in told(found)
+
+
+def test_a_comparison_goes_on_with_what_is_missing(source, tmp_path):
+    plan = make_plan(source, ["train.weight_decay=[0.0,0.1]"], seeds=1, output_dir=tmp_path / "out")
+    begin(plan, resume=False)
+    made = []
+
+    def outcome(folder):
+        made.append(folder)
+        return 1.0
+
+    run_all(plan, _fake(outcome))
+    assert len(made) == 2
+    with pytest.raises(ConfigurationError, match="this comparison already"):
+        begin(plan, resume=False)
+    begin(plan, resume=True)
+    run_all(plan, _fake(outcome))
+    assert len(made) == 2
+    other = make_plan(source, ["train.weight_decay=[0.0,0.2]"], seeds=1, output_dir=tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="another arms"):
+        begin(other, resume=True)
+
+
+def test_two_equal_arms_from_the_command_line(cli, source, tmp_path):
+    """Fresh processes, the same seed: equal to the last bit."""
+    import yaml
+
+    held = [{"prompt": f"Tell {i}", "completion": f"There are {i % 3}."} for i in range(6)]
+    source["evaluation"] = {"dataset": {"name": str(write_rows(tmp_path / "held.jsonl", held))}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(source))
+    line = ["compare", tmp_path / "run.yaml", "train.weight_decay=[0.1,0.1]", "--seeds", "1,"]
+    planned = cli(*line, "--output-dir", tmp_path / "out", "--dry-run", "--json").json
+    assert len(planned["runs"]) == 2
+    assert not (tmp_path / "out").exists()
+    ran = cli(*line, "--output-dir", tmp_path / "out", "--margin", "0.01", "--json")
+    assert ran.code == 0, ran.err
+    rows = {row["value"]: row for row in ran.json["rows"]}
+    assert rows["eval_nll"]["change"] == 0.0
+    assert rows["final_loss"]["change"] == 0.0
+    stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [r["status"] for r in stored["runs"]] == ["finished", "finished"]
+    assert (tmp_path / "out" / "comparison.html").stat().st_size > 5000
+    assert cli(*line, "--output-dir", tmp_path / "out").code == 2
+    assert cli("compare", tmp_path / "run.yaml", "--output-dir", tmp_path / "o", "--seeds", "x").code == 2
+    assert cli("compare", tmp_path / "run.yaml", "--output-dir", tmp_path / "o", "--margin", "-1").code == 2
