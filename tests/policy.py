@@ -41,6 +41,13 @@ def library_trainer(name: str, model: Path, folder: Path, *, double: bool = True
     return hf
 
 
+def exact() -> bool:
+    """Whether the library's log-probabilities keep float64; those of its fused head (TRL 1.15 and later) are fp32."""
+    import trl.trainer.utils
+
+    return not hasattr(trl.trainer.utils, "add_fused_lm_head")
+
+
 def rollout(hf: Any, seed: int = 0, *, drift: float = 0.3, advantages: Any = None) -> dict[str, Any]:
     """Eight completions with log-probabilities of a policy and a reference that are near the model's own."""
     import torch

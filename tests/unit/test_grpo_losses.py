@@ -139,7 +139,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_paper(case: str, seed: int, 
     lp = policy.logps_of(hf, inputs)
     old, ref, A = inputs["old_per_token_logps"], inputs["ref_per_token_logps"], inputs["advantages"].unsqueeze(1)
     expected = LOSSES[case][2](lp, old, ref, A, inputs["completion_mask"])
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-9)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6 if policy.exact() else 2e-5, abs=1e-9)
     assert policy.close(policy.gradients(hf, loss), policy.gradients(hf, expected), 1e-5)
 
 
@@ -199,7 +199,7 @@ def test_finite_differences_of_the_dapo_loss(trainers: Any) -> None:
     weight = hf.model.model.norm.weight
     loss = hf.compute_loss(hf.model, inputs)
     (gradient,) = torch.autograd.grad(loss, [weight])
-    step = 1e-6
+    step, near = (1e-6, 1e-5) if policy.exact() else (3e-3, 2e-4)
     for i in (0, 7, 21):
         values = []
         for sign in (1, -1):
@@ -207,7 +207,7 @@ def test_finite_differences_of_the_dapo_loss(trainers: Any) -> None:
                 weight[i] += sign * step
                 values.append(hf.compute_loss(hf.model, inputs).item())
                 weight[i] -= sign * step
-        assert (values[0] - values[1]) / (2 * step) == pytest.approx(gradient[i].item(), rel=1e-2, abs=1e-5)
+        assert (values[0] - values[1]) / (2 * step) == pytest.approx(gradient[i].item(), rel=1e-2, abs=near)
 
 
 @pytest.mark.parametrize("option", [{"algo__entropy_coef": 0.5}, {"algo__top_entropy_quantile": 0.5}])

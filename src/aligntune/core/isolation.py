@@ -33,6 +33,15 @@ _FINGERPRINTED = (
 _ALLOWED = {"is_unsloth_available"}  # TRL's own probe, which only has the word in its name
 
 
+LEFT_BEHIND = (*FLAGS, "UNSLOTH_", "TORCHINDUCTOR_", "TRITON_")
+"""Beginnings of the variables that a backend leaves in the environment of its process."""
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what a backend left in it, for the process of another one."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(LEFT_BEHIND)}
+
+
 class _BlockedLoader:
     """Lets `find_spec` see the package, and refuses to execute it."""
 

@@ -26,10 +26,8 @@ from aligntune import errors
 from aligntune.core.config.base import to_plain
 from aligntune.core.config.io import build_config, effective
 from aligntune.core.config.root import RunConfig
-from aligntune.core.isolation import FLAGS
+from aligntune.core.isolation import clean_environment
 from aligntune.core.state import TrainingState, TrainResult
-
-_DROPPED = (*FLAGS, "UNSLOTH_", "TORCHINDUCTOR_", "TRITON_")
 
 
 class ProcessTrainer:
@@ -124,7 +122,6 @@ class ProcessTrainer:
                 "this trainer was closed", hint="make a new one with create_trainer(config)"
             )
         if self._worker is None:
-            env = {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED)}
             with nullcontext() if self._log is None else open(self._log, "ab") as printed:
                 self._worker = subprocess.Popen(
                     [sys.executable, "-m", "aligntune.core.process"],
@@ -132,7 +129,7 @@ class ProcessTrainer:
                     stdout=subprocess.PIPE,
                     stderr=printed,
                     text=True,
-                    env=env,
+                    env=clean_environment(),
                     start_new_session=True,  # Ctrl-C reaches the worker through `_answer` only, once
                 )
             self._send({"config": {**effective(self.config), "isolation": "auto"}})

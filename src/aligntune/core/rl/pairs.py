@@ -25,10 +25,16 @@ NO_INPUTS = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
 
 
 def no_reference() -> Any:
-    """An empty module, given as the reference so that none is loaded and no adapter is copied."""
-    import torch
+    """A module without weights, given as the reference so that none is loaded and no adapter is copied.
 
-    return torch.nn.Module()
+    Its configuration is an empty one, which newer releases of TRL (1.16) read before they use the reference.
+    """
+    import torch
+    from transformers import PreTrainedConfig
+
+    absent = torch.nn.Module()
+    absent.config = PreTrainedConfig()  # type: ignore[assignment]
+    return absent
 
 
 class ZeroReference:

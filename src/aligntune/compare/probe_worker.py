@@ -1,0 +1,387 @@
+"""One side of the parity probe: the first loss of a run, its gradient and its log-probabilities, in this process.
+
+    python -m aligntune.compare.probe_worker < request.json     # {"config": ..., "bare": false, "folder": ...}
+
+The run's trainer is built as `train` builds it, and gives its own loss on its own first batch. Policy optimisation
+samples that batch, so it gets completions and advantages made by hand, which pass through the algorithm's own hooks.
+`bare` builds the library's class alone, with the same arguments and none of our subclasses, hooks and token rows.
+
+Every trained weight is moved a little first, by noise that its name decides: adapters start at no effect and a policy
+at its reference, where many faults cannot be seen. Dropout is off. Nothing is trained or saved, and no reward is called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aligntune.core.config.io import build_config
+from aligntune.core.config.root import RunConfig
+from aligntune.errors import AlignTuneError, ConfigurationError
+from aligntune.utils.logging import quiet_libraries
+
+if TYPE_CHECKING:
+    from aligntune.algorithms.plugin import Plugin
+
+NUDGE = 0.02
+"""Size of the noise, as a share of each weight's root mean square."""
+LONGEST = 64
+"""Most tokens of a prompt or completion that is made by hand."""
+IGNORED = -100
+HOOKS = ("rollout", "advantages", "token_weights", "micro_batch", "token_loss", "batch_loss")
+"""Methods of a plugin that change a loss; a bare trainer has none of them."""
+
+
+def measure(config: RunConfig, folder: Path, *, bare: bool = False) -> dict[str, Any]:
+    """Measure one side, and write its arrays.
+
+    Args:
+        config: a resolved configuration; its backend is prepared in this process.
+        folder: gets `gradient.safetensors` (one tensor for each trained weight, fp32) and `batch.safetensors`:
+            ids, trained, attended, logps and, where there is one, reference, each (B, T).
+        bare: build the library's class without anything of ours.
+
+    Returns:
+        loss, metrics, class, precision, starting weights (norm and a projection of each), sizes and notes.
+
+    Raises:
+        AlignTuneError: the run could not be built.
+        ConfigurationError: the algorithm has no single loss, or none that a bare library has.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    hf, run = _build(config, bare)
+    model = hf.model
+    _no_dropout(model)
+    start = _describe_weights(model)
+    _nudge(model)
+    model.train()
+    hf.current_gradient_accumulation_steps = hf.args.gradient_accumulation_steps
+    made = config.kind == "rl" and config.algorithm.uses_rewards
+    inputs, items = _made_batch(hf, run, bare) if made else _own_batch(hf)
+    arrays = _read(hf, model, inputs)
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    with hf.compute_loss_context_manager():
+        loss = hf.compute_loss(model, inputs, num_items_in_batch=items)
+    loss.backward()
+    gradient = {
+        _plain_name(name): p.grad.detach().float().cpu().contiguous()
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.grad is not None
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(gradient, folder / "gradient.safetensors")
+    save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, folder / "batch.safetensors")
+    return {
+        "loss": float(loss.detach()),
+        "metrics": {k: sum(v) / len(v) for k, v in getattr(hf, "_metrics", {}).get("train", {}).items() if v},
+        "class": f"{type(hf).__module__}.{type(hf).__qualname__}",
+        "precision": run.precision,
+        "weights": start,
+        "sizes": _sizes(hf, arrays),
+        "notes": run.trainer.notes,
+    }
+
+
+class _Run:
+    """What `_build` made beside the library's trainer."""
+
+    def __init__(self, trainer: Any, precision: str) -> None:
+        self.trainer, self.precision = trainer, precision
+
+
+def _build(config: RunConfig, bare: bool) -> tuple[Any, _Run]:
+    from aligntune.core.backend_factory import create_trainer
+    from aligntune.core.callbacks import Progress, StopRequest
+    from aligntune.utils.device import DeviceManager
+
+    params = config.algorithm
+    if params.driver:
+        raise ConfigurationError(
+            f"{params.key} trains in several rounds and has no single loss to probe",
+            hint="probe the algorithm of its rounds: dpo for spin, grpo for meta_es",
+        )
+    if bare and (reason := bare_refusal(config)):
+        raise ConfigurationError(reason, hint="probe without the bare library")
+    trainer = create_trainer(config)
+    trainer._train_rows()
+    trainer._load()
+    precision = DeviceManager(config.model.device).precision(config.model.precision)
+    with quiet_libraries():
+        hf = _bare(trainer) if bare else trainer._build(StopRequest(), Progress(""))
+    return hf, _Run(trainer, precision)
+
+
+def bare_refusal(config: RunConfig) -> str | None:
+    """Why the bare library has no loss to compare this run's with; None where it has."""
+    params = config.algorithm
+    if params.driver or params.head != "causal_lm":
+        return f"{params.key} is not an algorithm of the bare library"
+    if params.uses_rewards:
+        plugin: Plugin = params.plugin(config)  # type: ignore[attr-defined]
+        return f"the loss of {params.key} is AlignTune's own" if _changes(plugin) else None
+    own = any(name in vars(cls) for cls in type(params).__mro__ for name in ("objective", "divergence"))
+    if own or params.key == "gkd":
+        return f"the loss of {params.key} is AlignTune's own"
+    if getattr(params, "reference", None) or getattr(params, "reference_free", False):
+        return f"the reference of {params.key} is set by AlignTune"
+    return None
+
+
+def _changes(plugin: Plugin) -> bool:
+    from aligntune.algorithms.plugin import Plugin
+
+    return plugin.loss_beta is not None or any(getattr(type(plugin), h) is not getattr(Plugin, h) for h in HOOKS)
+
+
+def _bare(trainer: Any) -> Any:
+    """The library's class with the run's arguments, the run's rows before tokenisation, and nothing else."""
+    params = trainer.config.algorithm
+    args = trainer.backend.args_class(params)(**trainer.arguments())
+    for key, value in params.late_arguments(trainer.config).items():
+        setattr(args, key, value)
+    rewards = {"reward_funcs": [lambda completions, **_: [0.0] * len(completions)]} if params.uses_rewards else {}
+    if params.uses_rewards:
+        args.reward_weights = None
+    return trainer.backend.trainer_class(params)(
+        model=trainer._load().model,
+        args=args,
+        train_dataset=trainer._train_rows().dataset,
+        processing_class=trainer.tokenizer,
+        **rewards,
+    )
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------
+
+
+def _plain_name(name: str) -> str:
+    """A weight's name without what wrappers put before it."""
+    for prefix in ("module.", "_orig_mod.", "_fsdp_wrapped_module."):
+        name = name.replace(prefix, "")
+    return name
+
+
+def _noise(name: str, like: Any) -> Any:
+    """Normal noise of a weight's shape, the same on every machine."""
+    import torch
+
+    seed = int.from_bytes(hashlib.sha256(_plain_name(name).encode()).digest()[:6], "big")
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=draw, dtype=torch.float32).to(like.device)
+
+
+def _describe_weights(model: Any) -> dict[str, list[float]]:
+    """Norm and projection onto fixed noise of every trained weight, in float64 sums."""
+    found = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            values = p.detach().float()
+            projected = float((values * _noise(name, p)).double().sum())
+            found[_plain_name(name)] = [float(values.double().norm()), projected]
+    return found
+
+
+def _nudge(model: Any) -> None:
+    """Move every trained weight a little; LoRA matrices, whose start is a draw, are set."""
+    import torch
+
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not p.requires_grad:
+                continue
+            noise = _noise(name, p)
+            if "lora_A" in name or "lora_embedding_A" in name:
+                p.copy_(noise / p.shape[-1] ** 0.5)
+            elif "lora_B" in name or "lora_embedding_B" in name:
+                p.copy_(NUDGE * noise)
+            else:
+                p.add_((NUDGE * p.float().square().mean().sqrt() * noise).to(p.dtype))
+
+
+def _no_dropout(model: Any) -> None:
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+# ---- the batch -------------------------------------------------------------------------------------------------
+
+
+def _own_batch(hf: Any) -> tuple[dict[str, Any], Any]:
+    """The first micro-batch that the trainer would train on, and the items of its optimizer step."""
+    count = hf.args.gradient_accumulation_steps
+    batches, items = hf.get_batch_samples(iter(hf.get_train_dataloader()), count, hf.args.device)
+    return hf._prepare_inputs(batches[0]), items
+
+
+def _made_batch(hf: Any, run: _Run, bare: bool) -> tuple[dict[str, Any], Any]:
+    """A micro-batch of completions and advantages that nobody sampled."""
+    config = run.trainer.config
+    size = hf.args.per_device_train_batch_size
+    steps = getattr(hf.args, "steps_per_generation", None) or hf.args.gradient_accumulation_steps
+    group = config.algorithm.group_size or 1
+    rows = [hf.train_dataset[i // group % len(hf.train_dataset)] for i in range(size * steps)]
+    made = _completions(hf, run.trainer.tokenizer, rows, config)
+    out = made
+    if not bare:
+        import torch
+
+        draw = torch.Generator().manual_seed(2)
+        hf.last_rewards = torch.rand(len(rows), len(hf.reward_funcs), generator=draw).to(hf.args.device)
+        hf._sampled = lambda _: dict(made)
+        out = hf._generate_and_score_completions(rows)
+    items = out["num_items_in_batch"]
+    return {k: v[:size] if hasattr(v, "dim") and v.dim() and len(v) == len(rows) else v for k, v in out.items()}, items
+
+
+def _completions(hf: Any, tokenizer: Any, rows: list[Any], config: Any) -> dict[str, Any]:
+    """The dictionary that the library's own sampling would return for `rows`."""
+    import torch
+
+    from aligntune.data.tokens import Tokens
+
+    tokens = Tokens(tokenizer)
+    prompts = tokens.ids(tokens.texts([r["prompt"] for r in rows], None, start=0, prompt=True))
+    prompts = [p[-LONGEST:] for p in prompts]
+    longest = max(2, min(LONGEST, config.generation.max_completion_length))
+    draw, device = torch.Generator().manual_seed(1), hf.args.device
+    special = set(tokenizer.all_special_ids)
+    plain = torch.tensor([i for i in range(len(tokenizer)) if i not in special])
+    ids = plain[torch.randint(len(plain), (len(rows), longest), generator=draw)]
+    lengths = [max(1, longest * (1 + i % 4) // 4) for i in range(len(rows))]
+    for i, n in enumerate(lengths):
+        ids[i, n - 1] = tokenizer.eos_token_id
+        ids[i, n:] = tokenizer.pad_token_id
+    width = max(map(len, prompts))
+    left = [[tokenizer.pad_token_id] * (width - len(p)) + list(p) for p in prompts]
+    mask = torch.tensor([[int(t < n) for t in range(longest)] for n in lengths])
+    made = {
+        "prompt_ids": torch.tensor(left),
+        "prompt_mask": torch.tensor([[int(t >= width - len(p)) for t in range(width)] for p in prompts]),
+        "completion_ids": ids,
+        "completion_mask": mask,
+        "advantages": torch.randn(len(rows), generator=draw),
+        "num_items_in_batch": mask.sum(),
+    }
+    made = {k: v.to(device) for k, v in made.items()}
+    drift = 0.1 * torch.randn(mask.shape, generator=draw).to(device)
+    with torch.no_grad():
+        made["old_per_token_logps"] = _policy_logps(hf.model, made) + drift
+        if hf.beta != 0.0:
+            made["ref_per_token_logps"] = _reference_logps(hf, made)
+    return made
+
+
+def _policy_logps(model: Any, batch: dict[str, Any]) -> Any:
+    """(B, T) log-probabilities of the completions."""
+    ids = _joined(batch, "ids")
+    logps = _logps(model, {"input_ids": ids, "attention_mask": _joined(batch, "mask")}, ids)
+    return logps[:, -batch["completion_ids"].shape[1] :]
+
+
+def _reference_logps(hf: Any, batch: dict[str, Any]) -> Any:
+    if hf.ref_model is not None:
+        return _policy_logps(hf.ref_model, batch)
+    with _without_adapter(hf.accelerator.unwrap_model(hf.model)):
+        return _policy_logps(hf.model, batch)
+
+
+def _without_adapter(model: Any) -> AbstractContextManager[Any]:
+    """The model as the reference that an adapter has: the kept copy, or no adapter."""
+    if not hasattr(model, "peft_config"):
+        return nullcontext()
+    from trl.trainer.utils import use_adapter
+
+    return use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)  # type: ignore[no-any-return]
+
+
+def _joined(batch: dict[str, Any], what: str) -> Any:
+    import torch
+
+    return torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], dim=1)
+
+
+def _logps(model: Any, given: dict[str, Any], ids: Any) -> Any:
+    """(B, T) fp32: the log-probability of each token after those before it; 0 for the first."""
+    import torch
+
+    logits = model(**given, use_cache=False).logits
+    found = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
+    return torch.cat([torch.zeros_like(found[:, :1]), found], dim=1)
+
+
+def _read(hf: Any, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The batch as arrays (B, T): ids, which are in the loss, which are attended, and log-probabilities."""
+    import torch
+
+    with torch.no_grad(), hf.compute_loss_context_manager():
+        if "completion_ids" in inputs and "input_ids" not in inputs:
+            ids, attended = _joined(inputs, "ids"), _joined(inputs, "mask")
+            trained = torch.cat([torch.zeros_like(inputs["prompt_mask"]), inputs["completion_mask"]], dim=1)
+            found = {"logps": _logps(model, {"input_ids": ids, "attention_mask": attended}, ids)}
+            if "ref_per_token_logps" in inputs:
+                whole = torch.zeros_like(found["logps"])
+                whole[:, -inputs["completion_ids"].shape[1] :] = inputs["ref_per_token_logps"].to(whole.dtype)
+                found["reference"] = whole * trained
+        elif "labels" in inputs and inputs["labels"].dim() == 1:
+            labels = inputs["labels"].unsqueeze(1)
+            ids, trained = labels, torch.ones_like(labels)
+            attended = trained
+            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            found = {"logps": logits.float().log_softmax(-1).gather(-1, labels)}
+        else:
+            ids = inputs["input_ids"]
+            attended = inputs.get("attention_mask", torch.ones_like(ids))
+            trained = inputs["labels"] != IGNORED if "labels" in inputs else inputs["completion_mask"]
+            given = {k: inputs[k] for k in ("input_ids", "attention_mask", "position_ids") if k in inputs}
+            found = {"logps": _logps(model, given, ids)}
+            reference = getattr(hf, "ref_model", None)
+            if reference is not None:
+                found["reference"] = _logps(reference, given, ids)
+            elif hasattr(hf, "beta") and hasattr(model, "peft_config"):
+                with _without_adapter(hf.accelerator.unwrap_model(model)):
+                    found["reference"] = _logps(model, given, ids)
+    marks = {"ids": ids, "trained": trained, "attended": attended}
+    return {**{k: v.to(torch.int64) for k, v in marks.items()}, **{k: v.float() for k, v in found.items()}}
+
+
+def _sizes(hf: Any, arrays: dict[str, Any]) -> dict[str, float]:
+    """Numbers by which a loss is commonly divided, to name a normaliser by."""
+    trained = arrays["trained"]
+    return {
+        "sequences": float(trained.shape[0]),
+        "tokens in the loss": float(trained.sum()),
+        "all tokens": float(arrays["attended"].sum()),
+        "padded tokens": float(trained.numel()),
+        "gradient accumulation steps": float(hf.args.gradient_accumulation_steps),
+        "max_completion_length": float(getattr(hf, "max_completion_length", 0) or 0),
+    }
+
+
+def main() -> None:
+    """Read a request on standard input, and leave `result.json` in its folder."""
+    request = json.loads(sys.stdin.read())
+    folder = Path(request["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        config = build_config(request["config"])
+        result = measure(replace(config, output_dir=str(folder / "run")), folder, bare=request["bare"])
+    except AlignTuneError as e:
+        result = {"error": {"type": type(e).__name__, "message": e.message, "hint": e.hint}}
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
