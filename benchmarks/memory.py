@@ -23,17 +23,17 @@ import machine
 HERE = Path(__file__).resolve().parent
 LORA = {"r": 16, "alpha": 32}
 CASES = {
-    "full, Llama 71M, 4 x 256": {
+    "full, Llama 66M, 4 x 256": {
         "family": "llama", "hidden": 640, "layers": 10, "inner": 1728, "vocabulary": 32000, "batch": 4, "length": 256,
     },
-    "LoRA, Llama 71M, 4 x 256": {
+    "LoRA, Llama 66M, 4 x 256": {
         "family": "llama", "hidden": 640, "layers": 10, "inner": 1728, "vocabulary": 32000, "batch": 4, "length": 256,
         "peft": LORA,
     },
-    "full, Qwen2 56M, 8 x 128": {
+    "full, Qwen2 59M, 8 x 128": {
         "family": "qwen2", "hidden": 512, "layers": 6, "inner": 1408, "vocabulary": 80000, "batch": 8, "length": 128,
     },
-    "LoRA, Qwen2 56M, 8 x 128, checkpointed": {
+    "LoRA, Qwen2 59M, 8 x 128, checkpointed": {
         "family": "qwen2", "hidden": 512, "layers": 6, "inner": 1408, "vocabulary": 80000, "batch": 8, "length": 128,
         "peft": LORA, "checkpointing": True,
     },
