@@ -6,12 +6,14 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import runs
 from aligntune.core import early_stopping
+from aligntune.core.config import TrainConfig
 from aligntune.core.state import TrainingState
 from aligntune.errors import ConfigurationError, TrainingError
 
@@ -92,9 +94,10 @@ def test_a_resumed_run_counts_on(tiny_model: Path, tmp_path: Path, monkeypatch: 
     assert runs.same_weights(straight.config.output_dir, resumed.config.output_dir)
 
 
-def test_the_count_of_a_run_follows_from_its_metrics() -> None:
+def test_the_count_of_a_run_follows_from_its_metrics(tmp_path: Path) -> None:
     state = TrainingState()
-    trainer: Any = type("Run", (), {"state": state})()
+    config = SimpleNamespace(train=TrainConfig(), output_dir=str(tmp_path))
+    trainer: Any = SimpleNamespace(state=state, config=config, _directions={}, _run=SimpleNamespace(path=tmp_path))
     rows = [{"step": s, "eval_nll": v} for s, v in ((1, 3.0), (2, float("nan")), (3, 2.0), (4, 2.0))]
     early_stopping.replay(trainer, [*rows, {"step": 5, "loss": 1.0}])
     assert (state.best_metric, state.best_step, state.without_gain, state.evaluated_step) == (2.0, 3, 1, 4)

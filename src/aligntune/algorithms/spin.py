@@ -41,6 +41,8 @@ class SPIN(AlgorithmParams):
         "generation.max_prompt_length": "`model.max_seq_length` limits prompt and answer together",
         "generation.use_vllm": "SPIN samples between its rounds, with Transformers",
         "train.early_stopping_patience": "each round has its full length",
+        "train.keep_best": "each round ends with its last weights, and the next begins with them",
+        "train.best_metric": "each round ends with its last weights, and the next begins with them",
     }
 
     rounds: PositiveInt = 3

@@ -6,52 +6,18 @@ library itself that print or draw bars are removed; ours is the only one that sp
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from aligntune.core.early_stopping import is_over
+from aligntune.core.early_stopping import drop_former_best, is_over, protect_best
+from aligntune.core.measuring import answer_at_share
+from aligntune.core.durable import keeps_window
+from aligntune.core.stopping import StopRequest
 from aligntune.core.watch import TokenCount, refuse_broken_weights
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
-
-
-class StopRequest:
-    """Set by Ctrl-C or SIGTERM; the trainer stops after the first step that a run can go on from. A second one stops at
-    once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-    @contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        """Catch the signals inside the block (in the main thread; elsewhere Python cannot)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-        def handle(number: int, frame: Any) -> None:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = number
-            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
-
-        for number in before:
-            signal.signal(number, handle)
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class Progress:
@@ -103,6 +69,11 @@ def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> An
             trainer.state.step, trainer.state.epoch = state.global_step, state.epoch or 0.0
             if trainer._hf is not None:
                 TokenCount(trainer._hf).restore(state)
+                trainer._hf.restore_window(over=state.global_step >= state.max_steps or is_over(trainer))
+            if state.global_step == 0:
+                if trainer.config.evaluation.at_start:
+                    trainer.evaluate_now(0)
+                answer_at_share(trainer, 0, state.max_steps)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             trainer.state.step, trainer.state.epoch = state.global_step, state.epoch or 0.0
@@ -113,14 +84,17 @@ def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> An
                 trainer.evaluate_now(state.global_step)
                 if is_over(trainer):
                     control.should_training_stop = True
-            if stop and trainer.config.algorithm.resumable(trainer.config, state.global_step):
-                control.should_save = True
-                control.should_training_stop = True
+                if protect_best(trainer, state):
+                    control.should_save = True
+            answer_at_share(trainer, state.global_step, state.max_steps)
+            stopping = _obey(trainer, stop, state, control)
             if trainer._hf is not None:
                 TokenCount(trainer._hf).keep(state)
-            if control.should_save or control.should_training_stop or state.global_step >= state.max_steps:
-                # A checkpoint closes the window of steps that one line of the log averages, and so does the end:
-                # what the resumed run logs is then what the straight one does, and no step is left out.
+            ended = control.should_training_stop and not stopping
+            closes = control.should_save and trainer._hf is not None and not keeps_window(trainer._hf)
+            if closes or ended or state.global_step >= state.max_steps:
+                # The end closes the window of steps that one line of the log averages, so that no step is left out. A
+                # checkpoint keeps an open window (`core.durable`), or closes it where the library does not show it.
                 control.should_log = True
             if control.should_save and kwargs.get("model") is not None:
                 refuse_broken_weights(kwargs["model"], state.global_step)
@@ -133,9 +107,24 @@ def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> An
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             trainer.state.checkpoint_path = f"{args.output_dir}/checkpoint-{state.global_step}"
+            drop_former_best(trainer)
             trainer.flush()
+            stop.granted()
 
     return RunCallback()
+
+
+def _obey(trainer: Trainer, stop: StopRequest, state: Any, control: Any) -> bool:
+    """Save or stop after a step as the run was asked to; whether it stops. Both wait for a step to go on from."""
+    stop.after_step()
+    hf = trainer._hf
+    stops, saves = stop.agree(hf.accelerator) if hf is not None else (bool(stop), stop.wants_save())
+    if not (stops or saves) or not trainer.config.algorithm.resumable(trainer.config, state.global_step):
+        return False
+    control.should_save = True
+    if stops:
+        control.should_training_stop = True
+    return stops
 
 
 def quiet(hf_trainer: Any) -> None:

@@ -1,14 +1,15 @@
 """Early stopping: end a run whose held-out value has stopped improving, and keep the weights of its best evaluation.
 
 The rule (Prechelt 1998, "Early Stopping - But When?", the UP criterion over successive evaluations): stop when
-`train.early_stopping_patience` evaluations in a row did not beat the best one. The value is the first of
-`core.evaluation.PRIMARY` that the run measures. A value that is not finite never counts as better.
+`train.early_stopping_patience` evaluations in a row did not beat the best one. Which value decides says `core.best`. A
+value that is not finite never counts as better.
 
     evaluations   0.60  0.71  0.70  0.71          patience 2: stops after the fourth, keeps the weights of the second
 
 The trained weights of each new best are written to `best/step-N.safetensors` in the run folder, and taken back at the
-end; the folder is removed then. A resumed run counts on from `metrics.jsonl`. It stops no run without evaluations, and
-says nothing about which checkpoint is best (a checkpoint is for going on).
+end; the folder is removed then. `train.keep_best: model` does the same in a run that is not stopped early, and
+`keep_best: checkpoint` writes a checkpoint at each new best evaluation, keeps the newest of them whatever
+`train.save_total_limit` says, and removes the one before. A resumed run counts on from `metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligntune.core.evaluation import PRIMARY, improves
+from aligntune.core.best import count, has_value, held_out, keep_items, stored_directions
 from aligntune.errors import ConfigurationError, TrainingError
+from aligntune.utils.run_folder import EVALUATION
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
 
 FOLDER = "best"
+UNMEASURED = ("step", "epoch", "time")
 
 
 def note_evaluation(trainer: Trainer, step: int, values: dict[str, float]) -> None:
@@ -32,26 +35,22 @@ def note_evaluation(trainer: Trainer, step: int, values: dict[str, float]) -> No
     Raises:
         ConfigurationError: the run stops early, and the evaluation has no value that says which is better.
     """
-    state, patience = trainer.state, trainer.config.train.early_stopping_patience
-    if patience and not any(name in values for name, _ in PRIMARY):
+    patience = trainer.config.train.early_stopping_patience
+    if patience and not has_value(trainer, values):
         raise ConfigurationError(
             f"train.early_stopping_patience: the evaluation of {trainer.config.algorithm.key} has no value to go by "
             f"(it measures {', '.join(sorted(values)[:6])})",
-            hint="remove train.early_stopping_patience",
+            hint="remove train.early_stopping_patience, or name a value in train.best_metric",
         )
-    _count(state, step, values)
-    if patience and state.best_step == step:
+    count(trainer, step, values)
+    if _takes_best_back(trainer) and trainer.state.best_step == step:
         _save(trainer, step)
 
 
-def _count(state: Any, step: int, values: dict[str, float]) -> None:
-    state.evaluated_step = step
-    best = improves(values, state.best_metric)
-    if best is None:
-        state.without_gain += 1
-    else:
-        state.best_metric, state.best_step, state.without_gain = best, step, 0
-        state.best_values = dict(values)
+def _takes_best_back(trainer: Trainer) -> bool:
+    """Whether the run ends with the weights of its best evaluation."""
+    train = trainer.config.train
+    return train.early_stopping_patience is not None or train.keep_best == "model"
 
 
 def is_over(trainer: Trainer) -> bool:
@@ -67,35 +66,78 @@ def replay(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
         trainer: the run.
         rows: its `metrics.jsonl`, cut at the checkpoint.
     """
+    trainer._directions.update(stored_directions(trainer._run.path))
     for row in rows:
-        values = {k: v for k, v in row.items() if k.startswith("eval_") and isinstance(v, (int, float))}
+        found = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k not in UNMEASURED}
+        trainer.state.metrics.update(found)
+        values = {k: v for k, v in found.items() if held_out(k)}
         if values:
-            _count(trainer.state, int(row["step"]), values)
+            count(trainer, int(row["step"]), values)
+    kept = best_checkpoint(trainer)
+    trainer.state.best_checkpoint = str(kept) if kept is not None and kept.is_dir() else None
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float]:
-    """Evaluate at the end of training; where the run stops early, take the best weights back and give their values.
+    """Evaluate at the end of training, where it was not just done; take the best weights back where the run ends with
+    them, and give their values.
 
     Raises:
         TrainingError: the best weights are gone.
     """
     state = trainer.state
-    if trainer.config.train.early_stopping_patience is None:
+    if not _takes_best_back(trainer):
         return trainer.evaluate_now(state.step)
     if state.evaluated_step != state.step:
         trainer.evaluate_now(state.step)
     folder = _folder(trainer)
     if state.best_step is not None and state.best_step != state.step:
         _restore(trainer, folder / f"step-{state.best_step}.safetensors")
+        keep_items(folder / f"step-{state.best_step}", Path(trainer._run.path) / EVALUATION)
         state.metrics.update(state.best_values)
+        state.best_restored = True
         trainer._tell(
             [
-                f"early stopping: the best evaluation was that of step {state.best_step} of {state.step}; the model "
-                "has the weights of that step"
+                f"the best evaluation ({state.best_name} {state.best_metric:.4g}) was that of step {state.best_step} "
+                f"of {state.step}; the model has the weights of that step"
             ]
         )
     shutil.rmtree(folder, ignore_errors=True)
     return dict(state.best_values)
+
+
+def best_checkpoint(trainer: Trainer) -> Path | None:
+    """Where the checkpoint of the best evaluation is or would be; None before one."""
+    step = trainer.state.best_step
+    return None if step is None else Path(trainer.config.output_dir).expanduser().absolute() / f"checkpoint-{step}"
+
+
+def protect_best(trainer: Trainer, library_state: Any) -> bool:
+    """Tell the library which checkpoint its rotation must leave; whether to write one at this step.
+
+    Args:
+        trainer: the run, at a step whose evaluation is done.
+        library_state: Transformers' `TrainerState`.
+    """
+    state = trainer.state
+    if trainer.config.train.keep_best != "checkpoint" or state.best_step is None:
+        return False
+    path = str(best_checkpoint(trainer))
+    library_state.best_global_step, library_state.best_model_checkpoint = state.best_step, path
+    return state.best_step == library_state.global_step
+
+
+def drop_former_best(trainer: Trainer) -> None:
+    """After a checkpoint is written: remove the former best one, where it was written for nothing else."""
+    state, every = trainer.state, trainer.config.train.save_steps
+    now = best_checkpoint(trainer)
+    if trainer.config.train.keep_best != "checkpoint" or now is None or not now.is_dir():
+        return
+    former = state.best_checkpoint
+    if former is not None and former != str(now):
+        step = int(former.rpartition("-")[2])
+        if not every or step % every:
+            shutil.rmtree(former, ignore_errors=True)
+    state.best_checkpoint = str(now)
 
 
 def _folder(trainer: Trainer) -> Path:
@@ -119,6 +161,7 @@ def _save(trainer: Trainer, step: int) -> None:
         {name: weight.detach().cpu().contiguous() for name, weight in _trained(trainer).items()},
         folder / f"step-{step}.safetensors",
     )
+    keep_items(Path(trainer._run.path) / EVALUATION, folder / f"step-{step}")
     # A run that goes on from the newest checkpoint may still need the best weights of before that checkpoint.
     at = trainer.state.checkpoint_path
     checkpoint = int(at.rpartition("-")[2]) if at else 0
@@ -126,6 +169,7 @@ def _save(trainer: Trainer, step: int) -> None:
     kept = {step, max((s for s in steps if s <= checkpoint), default=step)}
     for old in set(steps) - kept:
         (folder / f"step-{old}.safetensors").unlink()
+        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
 
 
 def _restore(trainer: Trainer, file: Path) -> None:

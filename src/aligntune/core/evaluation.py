@@ -22,29 +22,6 @@ from aligntune.registry import import_attribute
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
 
-PRIMARY = (
-    ("eval_f1", True),
-    ("eval_f1_macro", True),
-    ("eval_mse", False),
-    ("eval_rewards/accuracies", True),
-    ("eval_rewards/auc", True),
-    ("eval_reward", True),
-    ("eval_nll", False),
-)
-"""The value that decides which evaluation was the best, and whether larger is better."""
-
-
-def improves(values: dict[str, float], best: float | None) -> float | None:
-    """The primary value if it beats `best`, else None."""
-    for name, larger in PRIMARY:
-        if name in values:
-            value = values[name]
-            if not math.isfinite(value):
-                return None
-            beats = best is None or (value > best if larger else value < best)
-            return value if beats else None
-    return None
-
 
 def evaluate_model(trainer: Trainer, prepared: Any) -> dict[str, float]:
     """Measure the trainer's model on prepared rows; every key starts with `eval_`."""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligntune.core.best import held_out
 from aligntune.errors import ConfigurationError
+from aligntune.utils.checkpoints import Checkpoint, CheckpointManager, fault, publish, step_of
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
 
 
+STAGED = ".saving-model"
+"""Folder of a model that is being written, inside the one where it goes."""
 BY_CLASS = tuple(f"eval_{name}/" for name in ("precision", "recall", "f1", "rows", "tags", "entities"))
 """Values of single classes, which `metrics.jsonl` has; a card with hundreds of them would be no card."""
 
 
 def save(trainer: Trainer, folder: Path) -> Path:
     """Write model (or adapter), tokenizer and card into `folder`; returns it.
+
+    The files are written aside, synced, and moved into `folder` by renaming, the model's configuration last: no process
+    that is killed leaves half a file, or a model that loads and is not whole.
 
     Raises:
         ConfigurationError: the folder cannot be written, or the disk is full.
@@ -27,18 +33,29 @@ def save(trainer: Trainer, folder: Path) -> Path:
 
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        model = trainer._hf.accelerator.unwrap_model(trainer._hf.model) if trainer._hf else trainer.model
-        options: dict[str, Any] = {}
-        if hasattr(model, "peft_config"):
-            options["selected_adapters"] = ["default"]  # not the frozen copy that serves as reference
-        model.save_pretrained(folder, **options)
-        if (plugin := getattr(trainer._hf, "plugin", None)) is not None:
-            plugin.save(folder)
-        trainer.tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(trainer), encoding="utf-8")
+        made = folder / STAGED
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        try:
+            _write(trainer, made)
+            publish(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def _write(trainer: Trainer, folder: Path) -> None:
+    model = trainer._hf.accelerator.unwrap_model(trainer._hf.model) if trainer._hf else trainer.model
+    options: dict[str, Any] = {}
+    if hasattr(model, "peft_config"):
+        options["selected_adapters"] = ["default"]  # not the frozen copy that serves as reference
+    model.save_pretrained(folder, **options)
+    if (plugin := getattr(trainer._hf, "plugin", None)) is not None:
+        plugin.save(folder)
+    trainer.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(trainer), encoding="utf-8")
     if not any(folder.glob("*.safetensors")):
         raise ConfigurationError(f"no weights were written to {folder}", hint="look at the disk's free space")
-    return folder
 
 
 def model_card(trainer: Trainer) -> str:
@@ -50,9 +67,9 @@ def model_card(trainer: Trainer) -> str:
     hub = "" if Path(base).exists() else f"base_model: {base}\n"
     peft = "library_name: peft\n" if config.model.peft else "library_name: transformers\n"
     sources = ", ".join(f"`{d.name}`" + (f" ({d.split})" if d.split != "train" else "") for d in config.sources)
-    measured = {
-        k: v for k, v in sorted(trainer.state.metrics.items()) if k.startswith("eval_") and not k.startswith(BY_CLASS)
-    }
+    shown = (k for k in sorted(trainer.state.metrics) if held_out(k) and not k.startswith(BY_CLASS))
+    measured = {k.removeprefix("eval_").removeprefix("eval/"): trainer.state.metrics[k] for k in shown}
+    measured.pop("seconds", None)
     lines = [
         "---",
         f"{hub}{peft}tags:\n- aligntune\n- {config.algorithm.key}",
@@ -67,48 +84,37 @@ def model_card(trainer: Trainer) -> str:
     ]
     if measured:
         lines += ["", "| held-out measure | value |", "|---|---|"]
-        lines += [f"| {name.removeprefix('eval_')} | {value:.4g} |" for name, value in measured.items()]
+        lines += [f"| {name} | {value:.4g} |" for name, value in measured.items()]
     return "\n".join(lines) + "\n"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A folder to resume from, and the optimizer step that it holds."""
-
-    path: str
-    step: int
-
-
 def find_checkpoint(output_dir: str, wanted: str) -> Checkpoint:
-    """The checkpoint `wanted`: "latest" takes the one of the highest step in `output_dir`, else it is a path.
+    """The checkpoint `wanted`: "latest" takes the newest whole one in `output_dir`, else it is a path.
 
     Algorithms of several rounds keep each in a folder `round-N`, which is a checkpoint itself once the round is done,
     and holds checkpoints of its own.
 
     Raises:
-        ConfigurationError: there is none, or the path is none.
+        ConfigurationError: there is none, or it is not whole.
     """
-    folder = Path(output_dir).expanduser()
-    candidates = [Path(wanted).expanduser()]
     if wanted == "latest":
-        candidates = [p for kind in ("round-*", "checkpoint-*", "round-*/checkpoint-*") for p in folder.glob(kind)]
-    found = [Checkpoint(str(p.absolute()), step) for p in candidates if (step := _step(p)) is not None]
-    if not found:
+        found = CheckpointManager(output_dir).latest()
+        if found is None:
+            raise ConfigurationError(
+                f"there is no checkpoint to resume from in {Path(output_dir).expanduser()}",
+                hint="start without --resume; set train.save_steps to write checkpoints",
+            )
+        return found
+    folder = Path(wanted).expanduser().absolute()
+    step = step_of(folder)
+    why = fault(folder) if step is not None else "it holds no state of a run"
+    if step is None or why is not None:
         raise ConfigurationError(
-            f"there is no checkpoint to resume from in {folder}"
-            if wanted == "latest"
-            else f"{wanted} is no checkpoint",
-            hint="start without --resume; set train.save_steps to write checkpoints",
+            f"{wanted} is no checkpoint to resume from: {why}",
+            hint="write --resume alone, which takes the newest whole one; to start from its weights, set "
+            "model.name_or_path to it",
         )
-    return max(found, key=lambda c: c.step)
+    return Checkpoint(str(folder), step)
 
 
-def _step(folder: Path) -> int | None:
-    """The step of a checkpoint, those of earlier rounds included; None where its state was not written whole (the
-    library writes it last)."""
-    try:
-        step = int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
-        before = folder.parent / "round.json"
-        return step + (int(json.loads(before.read_text(encoding="utf-8"))["first_step"]) if before.exists() else 0)
-    except (FileNotFoundError, NotADirectoryError, KeyError, json.JSONDecodeError):
-        return None
+__all__ = ["Checkpoint", "find_checkpoint", "model_card", "save"]

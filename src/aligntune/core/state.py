@@ -15,13 +15,18 @@ class TrainingState:
         step: optimizer steps done.
         epoch: passes over the data done.
         status: new, running, finished, interrupted or failed.
-        best_metric: the best held-out value so far (`core.evaluation.PRIMARY`: NLL lower, the others higher).
+        best_metric: the best evaluation's value so far (`core.best` says which value).
+        best_name: its name in `metrics.jsonl`.
+        best_mode: whether larger (`max`) or smaller (`min`) is better.
         best_step: the step of `best_metric`.
+        best_checkpoint: the checkpoint that `train.keep_best: checkpoint` keeps.
+        best_restored: whether the model has the weights of `best_step` again.
         checkpoint_path: the newest checkpoint.
         metrics: the newest logged values, by TRL's names.
         best_values: all values of the best evaluation.
         evaluated_step: the step of the newest evaluation.
         without_gain: evaluations since the best one.
+        evaluation_seconds: what `evaluation.tasks` took in this process.
     """
 
     step: int = 0
@@ -34,6 +39,11 @@ class TrainingState:
     best_values: dict[str, float] = field(default_factory=dict)
     evaluated_step: int | None = None
     without_gain: int = 0
+    best_name: str | None = None
+    best_mode: str | None = None
+    best_checkpoint: str | None = None
+    best_restored: bool = False
+    evaluation_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,8 @@ class TrainResult(Mapping[str, Any]):
         training_time: seconds in the training loop of this process.
         model_path: where the model was saved.
         peak_memory: most resident memory of the process in bytes.
-        metrics: last training values, and held-out values with the prefix `eval_`.
+        metrics: last training values, and evaluation's with the prefix `eval_` (held-out rows) or `eval/` (tasks).
+        best: metric, mode, value, step, checkpoint and model of the best evaluation; None without evaluations.
     """
 
     final_loss: float
@@ -55,6 +66,7 @@ class TrainResult(Mapping[str, Any]):
     model_path: str
     peak_memory: int
     metrics: dict[str, float]
+    best: dict[str, Any] | None = None
 
     def __getitem__(self, key: str) -> Any:
         if key in self.__dataclass_fields__:

@@ -21,21 +21,27 @@ from typing import Any
 
 from aligntune.core.arguments import trainer_arguments
 from aligntune.core.backend import Backend, get_backend
-from aligntune.core.callbacks import Progress, StopRequest, make_callback, numbers, quiet
+from aligntune.core.best import best_entry
+from aligntune.core.callbacks import Progress, make_callback, numbers, quiet
 from aligntune.core.checks import check_packages, check_reference, check_values
 from aligntune.core.config.io import parse_section
 from aligntune.core.config.root import RunConfig
 from aligntune.core.config.sections import DatasetConfig
-from aligntune.core.early_stopping import last_evaluation, note_evaluation, replay
+from aligntune.core.durable import durable, keeps_window
+from aligntune.core.early_stopping import last_evaluation
 from aligntune.core.evaluation import evaluate_model, sample_answers
 from aligntune.core.isolation import no_telemetry
+from aligntune.core.measuring import answer_at_end, finish_evaluation, prepare_tasks, tell_cost
 from aligntune.core.pretokenised import taking_tokens
 from aligntune.core.recording import record_rollouts, warn, write_header, write_held
 from aligntune.core.rows import write_skipped
-from aligntune.core.saving import Checkpoint, find_checkpoint
+from aligntune.core.resuming import begin, find_start
+from aligntune.core.saving import Checkpoint
 from aligntune.core.state import TrainingState, TrainResult
+from aligntune.core.stopping import StopRequest, request_of
 from aligntune.core.watch import refuse_broken_weights, tell_counts, watch
 from aligntune.errors import ConfigurationError, TrainingError
+from aligntune.eval.in_training import named_values
 from aligntune.registry import import_attribute
 from aligntune.utils.allocation import patient_collector, settled_objects, steady_heap
 from aligntune.utils.logging import get_logger, quiet_libraries
@@ -75,12 +81,15 @@ class Trainer:
         self._train_data: Any = None
         self._tokens: tuple[Any, Any] = (None, None)
         self._eval_data: Any = None
+        self._tasks: Any = None
+        self._directions: dict[str, bool] = {}
+        self._answered: set[Any] | None = None
         self._hf: Any = None
         self._run: Any = None
         self._resume: str | None = None
         self._start = config
-
-    # ---- what is loaded ------------------------------------------------------------------------------------
+        self._began = time.monotonic()
+        self.stop = StopRequest()
 
     def _load(self) -> Any:
         if self._loaded is None:
@@ -176,8 +185,6 @@ class Trainer:
         first = rows.select(range(min(2, len(rows))))
         self.rewards.score_batch([""] * len(first), {name: list(first[name]) for name in first.column_names})
 
-    # ---- training --------------------------------------------------------------------------------------------
-
     def train(self, resume: str | None = None) -> TrainResult:
         """Train, evaluate on the held-out rows if there are any, and save.
 
@@ -192,13 +199,14 @@ class Trainer:
         """
         from aligntune.utils.run_folder import RunFolder
 
-        resume, self._start = resume or self._resume, self.config
+        resume, self._start, self._began = resume or self._resume, self.config, time.monotonic()
         check_packages(self.config)
         RunFolder.check(self.config.output_dir, resume=resume is not None)
-        checkpoint = self._find_checkpoint(resume)
+        checkpoint = find_start(self, resume)
         with patient_collector():
             self._train_rows()
             self._eval_rows()
+            self._tasks = prepare_tasks(self)
             self._probe_rewards()
             self._load()
             self.config.algorithm.check(self)
@@ -210,8 +218,7 @@ class Trainer:
         with self._closing_run():
             write_skipped(self)
             write_header(self, code)
-            if checkpoint:
-                replay(self, self._run.rewind(checkpoint.step))
+            checkpoint = begin(self, checkpoint)
             with quiet_libraries():
                 driver = self.config.algorithm.driver
                 return import_attribute(driver)(self, checkpoint) if driver else self._fit(checkpoint)
@@ -239,10 +246,11 @@ class Trainer:
 
     def _fit(self, checkpoint: Checkpoint | None) -> TrainResult:
         loss, seconds = self._loop(checkpoint)
-        held_out = last_evaluation(self) if self._eval_data is not None else {}
+        held_out = self._evaluate_last(seconds)
         path = self.save_model()
         result = self._result(loss, seconds, path, held_out)
         write_held(self)
+        self._run.update_manifest({"best": result.best, "notes": self.notes})
         self.state.status = "finished"
         self._run.mark_finished(result.to_dict())
         self._write_report()
@@ -255,7 +263,7 @@ class Trainer:
             TrainingError: the loss or the weights are no finite numbers.
             KeyboardInterrupt: it was stopped.
         """
-        stop = StopRequest()
+        stop = request_of(self)
         progress = Progress(f"{self.config.algorithm.key} on {self.config.backend}")
         started = time.monotonic()
         with stop.listening():
@@ -271,10 +279,10 @@ class Trainer:
                 progress.close()
         if stop:
             raise KeyboardInterrupt
-        seconds = time.monotonic() - started
-        # The library divides the loss of the steps since the resume by the number of all steps.
-        done = self.state.step - (checkpoint.step if checkpoint else 0)
-        loss = float(output.training_loss) * self.state.step / max(done, 1)
+        seconds, loss = time.monotonic() - started, float(output.training_loss)
+        if checkpoint and not keeps_window(self._hf):
+            # The library divides the loss of the steps since the resume by the number of all steps.
+            loss *= self.state.step / max(self.state.step - checkpoint.step, 1)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the training loss is not a finite number ({loss})",
@@ -287,7 +295,15 @@ class Trainer:
         from aligntune.utils.device import peak_rss_bytes
 
         metrics = {**self.state.metrics, **held_out}
-        return TrainResult(loss, self.state.step, seconds, str(path), peak_rss_bytes(), metrics)
+        return TrainResult(loss, self.state.step, seconds, str(path), peak_rss_bytes(), metrics, best_entry(self))
+
+    def _evaluate_last(self, seconds: float) -> dict[str, float]:
+        """Evaluate what the loop of so many seconds has made, and answer the prompts with it."""
+        measured = self._eval_data is not None or self._tasks is not None
+        values = last_evaluation(self) if measured else {}
+        answer_at_end(self, self.state.step)
+        tell_cost(self, seconds)
+        return values
 
     def _build(self, stop: StopRequest, progress: Progress) -> Any:
         """The library's trainer, with every value explicit."""
@@ -326,7 +342,8 @@ class Trainer:
             kind = taking_tokens(kind)
         with kept_adapters(loaded.model, self.config.model.quantization is not None):
             own = params.trainer_kwargs(self)
-            hf = kind(**kwargs, **own)
+            hf = durable(kind)(**kwargs, **own)
+        hf.owner, self.stop = self, stop
         params.attach(hf, self)
         check_values(hf.args, {**values, **late})
         if "ref_model" not in own:  # a reference that the algorithm chose is not the starting model
@@ -348,19 +365,6 @@ class Trainer:
         )
         return {**values, **self.backend.arguments(self.config)}
 
-    def _find_checkpoint(self, resume: str | None) -> Checkpoint | None:
-        if resume is None:
-            return None
-        folder, kept = Path(self.config.output_dir).expanduser(), self.config.algorithm.progress(self.config)
-        if kept and resume == "latest" and not any(folder.glob("checkpoint-*/trainer_state.json")):
-            self._tell([f"resuming with {kept}"])
-            return None
-        found = find_checkpoint(self.config.output_dir, resume)
-        self._tell([f"resuming from {found.path} (step {found.step})"])
-        return found
-
-    # ---- what is written while it trains ------------------------------------------------------------------
-
     def record(self, step: int, logs: dict[str, Any]) -> None:
         """Take one row of logged values: into the state and into `metrics.jsonl`."""
         values = numbers(logs)
@@ -374,14 +378,9 @@ class Trainer:
             self._run.flush()
 
     def evaluate_now(self, step: int) -> dict[str, float]:
-        """Evaluate on the run's held-out rows during training: logged, and the best value remembered."""
-        values = evaluate_model(self, self._eval_rows())
-        self.record(step, values)
-        note_evaluation(self, step, values)
-        if self.config.logging.samples:
-            answers = self._samples(self._eval_rows(), self.config.logging.samples)
-            self._run.append_samples([{"step": step, **row} for row in answers])
-        return values
+        """Evaluate on the run's held-out rows and tasks during training: logged, and the best value remembered."""
+        rows = self._eval_rows()
+        return finish_evaluation(self, step, evaluate_model(self, rows) if rows is not None else {})
 
     def _samples(self, prepared: Any, count: int) -> list[dict[str, Any]]:
         return sample_answers(self, prepared, count)
@@ -398,19 +397,17 @@ class Trainer:
             if kept := self.config.algorithm.progress(self.config):
                 return f"go on with the same command and --resume ({kept})"
             return f"no checkpoint was written; start again with another output_dir than {self.config.output_dir}"
-        return f"go on with the same command and --resume (checkpoint: {self.state.checkpoint_path})"
-
-    # ---- after training ----------------------------------------------------------------------------------
+        why = f"{self.stop.reason}; " if self.stop.reason else ""
+        return f"{why}go on with the same command and --resume (checkpoint: {self.state.checkpoint_path})"
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
         """Measure the model on held-out rows.
 
         Args:
-            dataset: a path, hub id, mapping or `DatasetConfig`; None takes `evaluation.dataset`.
+            dataset: a path, hub id, mapping or `DatasetConfig`; None takes `evaluation.dataset` and `evaluation.tasks`.
 
         Returns:
-            `eval_nll`, `eval_perplexity` and `eval_tokens` (token-weighted) for tasks; `eval_rewards/accuracies` and
-            `eval_rewards/margins` for preference data; `eval_reward` and one entry per component for prompts.
+            Names as in `metrics.jsonl`: `eval_...` for rows (`core.evaluation`), `eval/<task>/<metric>` for tasks.
 
         Raises:
             ConfigurationError: no data set was given here or in the configuration.
@@ -418,15 +415,16 @@ class Trainer:
         if dataset is not None:
             raw = {"name": str(dataset)} if isinstance(dataset, (str, Path)) else dataset
             source = raw if isinstance(raw, DatasetConfig) else parse_section(DatasetConfig, raw, "evaluate()")
-            rows = self._prepare(source, "evaluation data")
+            rows, tasks = self._prepare(source, "evaluation data"), None
         else:
-            rows = self._eval_rows()
-        if rows is None:
+            rows, tasks = self._eval_rows(), self._tasks or prepare_tasks(self)
+        if rows is None and tasks is None:
             raise ConfigurationError(
                 "there is nothing to evaluate on", hint="set evaluation.dataset, or pass one to evaluate()"
             )
         with quiet_libraries():
-            return evaluate_model(self, rows)
+            values = {} if rows is None else evaluate_model(self, rows)
+            return values if tasks is None else values | named_values(tasks.measure(self.model, self.tokenizer))
 
     def generate(self, prompts: Any, **options: Any) -> list[str]:
         """One answer for each prompt (strings, or message lists), decoded as `evaluation` says.

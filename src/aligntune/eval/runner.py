@@ -26,10 +26,12 @@ from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.eval.comparing import detectable
 from aligntune.eval.config import EvalConfig, EvalTask, check_eval_config
 from aligntune.eval.evaluators import BaseEvaluator
+from aligntune.eval.heads import labels_of, stored
 from aligntune.eval.journal import Journal
+from aligntune.eval.opponents import earlier_answers, identity, is_result
 from aligntune.eval.registry import EvalRegistry
 from aligntune.eval.result import ITEMS, EvalResult, TaskResult
-from aligntune.eval.tasks.base import EvalKind
+from aligntune.eval.tasks.base import EvalKind, Opponent, item_ids, need_reference
 from aligntune.utils.logging import get_logger, quiet_libraries
 from aligntune.utils.run_folder import RunFolder
 from aligntune.utils.user_code import load_function
@@ -41,13 +43,16 @@ JOURNAL = ".journal"
 
 
 @dataclass
-class _Job:
+class Job:
+    """A task with its data, its rewards and its examples."""
+
     task: EvalTask
     kind: EvalKind
     prepared: Any
     rows: list[dict[str, Any]]
     rewards: Any
     shots: Any
+    opponent: Opponent | None = None
 
 
 class _state:
@@ -86,7 +91,9 @@ class EvalRunner:
         self.config = config
         self.model = model
         self.tokenizer = tokenizer
-        self._references: dict[str, Any] = {}
+        self._others: dict[str, Any] = {}
+        self._labels: Any = None
+        self._asked: Any = None
 
     def run(self, *, resume: bool = False) -> EvalResult:
         """Evaluate every task.
@@ -103,15 +110,14 @@ class EvalRunner:
         start = time.monotonic()
         if self.config.output_dir is not None:
             _check_journals(RunFolder.check(self.config.output_dir, resume=resume), resume)
-        jobs = [self._prepare(task) for task in self.config.tasks]
-        self._check_judge([job.rewards for job in jobs if job.rewards is not None])
+        jobs = self.prepare()
         name, notes = self._load()
         folder = RunFolder.claim(self.config.output_dir, resume=resume) if self.config.output_dir is not None else None
         if folder is not None:
             folder.write_config(self.config)
         with _state(folder):
             journals = {job.task.name: self._journal(job, folder, resume) for job in jobs}
-            results = {job.task.name: self._evaluate(job, journals[job.task.name]) for job in jobs}
+            results = {job.task.name: self.measure(job, journals[job.task.name]) for job in jobs}
             results |= self._lm_eval(folder, resume)
             result = EvalResult(name, results, self.config.seed, time.monotonic() - start, notes)
             if folder is not None:
@@ -122,28 +128,74 @@ class EvalRunner:
                 folder.mark_finished({"model": name, "tasks": values})
         return result
 
-    def _prepare(self, task: EvalTask) -> _Job:
+    def prepare(self, *, judge_is_asked: bool = False) -> list[Job]:
+        """Read and check the data and rewards of every task.
+
+        Args:
+            judge_is_asked: by something else than the tasks.
+
+        Raises:
+            ConfigurationError: a setting is wrong, or nothing asks the judge.
+            ValidationError: data cannot be used.
+        """
+        jobs = [self._prepare(task) for task in self.config.tasks]
+        self._check_judge(jobs, judge_is_asked)
+        return jobs
+
+    def _prepare(self, task: EvalTask) -> Job:
         from aligntune.data import prepare_dataset
 
         kind = EvalRegistry.get(task.kind)()
+        labels = self._find_labels(kind)
         source = task.dataset
         if task.max_samples is not None:
             source = dataclasses.replace(source, max_samples=task.max_samples)
-        prepared = prepare_dataset(source, kind.schema_for(task), seed=self.config.seed)
+        prepared = prepare_dataset(source, kind.schema_for(task), seed=self.config.seed, labels=labels)
         rewards = None
-        if task.rewards:
+        listed = kind.rewards_for(task, self.config.model)
+        if listed:
             from aligntune.rewards import build_rewards
 
-            rewards = build_rewards(task.rewards, composition=task.composition, judge=self.config.judge)
+            rewards = build_rewards(listed, composition=task.composition, judge=self.config.judge)
         rows = _transformed(task, [dict(row) for row in prepared.dataset])
         kind.check(rows, rewards)
-        return _Job(task, kind, prepared, rows, rewards, self._shots(task))
+        kind.check_settings(rows, task)
+        return Job(task, kind, prepared, rows, rewards, self._shots(task), self._opponent(task, rows))
 
-    def _check_judge(self, rewards: list[Any]) -> None:
+    def _find_labels(self, kind: EvalKind) -> Any:
+        """The labels of the model's head, for a kind that measures a classifier."""
+        if kind.head in (None, "causal_lm"):
+            return None
+        if self._labels is None:
+            tasks = [task for task in self.config.tasks if EvalRegistry.get(task.kind).head == kind.head]
+            if self.model is not None:
+                given = next((task.labels for task in tasks if task.labels is not None), None)
+                self._labels = labels_of(self.model, given)
+            else:
+                self._labels = stored(self.config.model, kind.head, tasks)
+        return self._labels
+
+    def _opponent(self, task: EvalTask, rows: list[dict[str, Any]]) -> Opponent | None:
+        """The other side of a win rate; a model is loaded when it is needed."""
+        if "opponent" not in EvalRegistry.get(task.kind).options:
+            return None
+        if task.opponent is None:
+            need_reference(rows, task.kind)
+            return None
+        if is_result(task.opponent):
+            return Opponent(task.opponent, earlier_answers(task.opponent, task.name, item_ids(rows)))
+        return Opponent(task.opponent)
+
+    def _check_judge(self, jobs: list[Job], judge_is_asked: bool) -> None:
         """Refuse a judge that nothing asks; make sure that one that is asked answers."""
+        rewards = [job.rewards for job in jobs if job.rewards is not None]
         for composite in rewards:
             composite.prepare()
-        if self.config.judge is not None and not any(composite.asks_judge for composite in rewards):
+        if any(job.kind.asks_judge(job.task) for job in jobs):
+            self._judge().check()
+            return
+        asked = judge_is_asked or any(composite.asks_judge for composite in rewards)
+        if self.config.judge is not None and not asked:
             raise ConfigurationError(
                 "judge: has no effect, because no task asks a judge",
                 hint="give a reward params: {backend: judge}, or remove the section judge",
@@ -160,10 +212,12 @@ class EvalRunner:
         return Shots(rows, task.few_shot.n, sampled=task.few_shot.draw == "sampled", seed=self.config.seed)
 
     def _load(self) -> tuple[str, list[str]]:
-        """Make sure that there is a model; its name and the notes of loading it."""
-        if self.model is not None:
+        """Make sure that there is a model, where a task needs one; its name and the notes of loading it."""
+        heads = {EvalRegistry.get(task.kind).head for task in self.config.tasks} - {None}
+        if self.model is not None or not (heads or self.config.lm_eval):
             return self.config.model.name_or_path, []
-        loaded = self._loader(self.config.model)
+        classifier = heads - {"causal_lm"}
+        loaded = self._classifier(classifier.pop()) if classifier else self._loader(self.config.model)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         return loaded.path, list(loaded.notes)
 
@@ -175,16 +229,54 @@ class EvalRunner:
         with quiet_libraries():
             return ModelLoader(config, training=False, seed=self.config.seed).load()
 
-    def _reference(self, task: EvalTask) -> Any:
-        path = task.reference_model
+    def _classifier(self, head: Any) -> Any:
+        import transformers  # noqa: F401 - as in `_loader`
+
+        from aligntune.utils.classifier_loader import ClassifierLoader
+
+        loader = ClassifierLoader(
+            self.config.model, head=head, labels=self._labels.names, training=False, seed=self.config.seed
+        )
+        with quiet_libraries():
+            loaded = loader.load()
+        if loader.fresh:
+            raise ConfigurationError(
+                f"{loaded.path} has no weights for its classification head: random ones would be measured",
+                hint="give the folder of a trained classifier",
+            )
+        return loaded
+
+    def _other(self, path: str | None) -> Any:
+        """Another model, loaded once."""
         if path is None:
             return None
-        if path not in self._references:
+        if path not in self._others:
             config = dataclasses.replace(self.config.model, name_or_path=path, revision=None)
-            self._references[path] = self._loader(config).model
-        return self._references[path]
+            self._others[path] = self._loader(config)
+        return self._others[path]
 
-    def _evaluate(self, job: _Job, journal: Journal | None) -> TaskResult:
+    def _met(self, opponent: Opponent | None) -> Opponent | None:
+        """The opponent with its model, unless its answers are stored."""
+        if opponent is None or opponent.answers is not None:
+            return opponent
+        loaded = self._other(opponent.name)
+        return dataclasses.replace(opponent, model=loaded.model, tokenizer=loaded.tokenizer)
+
+    def _judge(self) -> Any:
+        """The file's judge, made once: its weights and its open connections stay."""
+        from aligntune.rewards.judges import make_judge
+
+        if self._asked is None and self.config.judge is not None:
+            self._asked = make_judge(self.config.judge)
+        return self._asked
+
+    def measure(self, job: Job, journal: Journal | None = None) -> TaskResult:
+        """One prepared task on the model that is in memory.
+
+        Args:
+            job: of `prepare`.
+            journal: holds the items that are measured already, and takes the others.
+        """
         task = job.task
         log.info("evaluating %s (%s); %s", task.name, task.kind, detectable(len(job.rows)))
         evaluator = BaseEvaluator(
@@ -192,8 +284,10 @@ class EvalRunner:
             self.tokenizer,
             seed=self.config.seed,
             rewards=job.rewards,
-            reference=self._reference(task),
+            reference=getattr(self._other(task.reference_model), "model", None),
             shots=job.shots,
+            judge=self._judge() if job.kind.asks_judge(task) else None,
+            opponent=self._met(job.opponent),
         )
         result = evaluator.run(task.kind, job.rows, task, name=task.name, journal=journal)
         settings = {
@@ -242,12 +336,13 @@ class EvalRunner:
             "seed": self.config.seed,
         }
 
-    def _journal(self, job: _Job, folder: RunFolder | None, resume: bool) -> Journal | None:
+    def _journal(self, job: Job, folder: RunFolder | None, resume: bool) -> Journal | None:
         if folder is None:
             return None
         subject = {
             **self._subject(),
             "data": job.prepared.content_hash,
+            "others": {key: identity(getattr(job.task, key)) for key in ("opponent", "reference_model")},
             **{key: value for key, value in to_plain(job.task).items() if key not in ("name", "dataset")},
         }
         return Journal.open(folder.path / ITEMS / f"{job.task.name}{JOURNAL}", subject, resume=resume)

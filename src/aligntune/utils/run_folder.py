@@ -1,6 +1,8 @@
 """The folder of one run: claimed once, written safely, and never overwritten when it is finished.
 
     config.resolved.yaml   manifest.json   metrics.jsonl   samples.jsonl   rollouts/part-00000.parquet
+    evaluations.jsonl      evaluation/results.json, evaluation/items/<task>.jsonl
+    order.jsonl            events.jsonl
 
 `manifest.json` carries the state: `status` is running, finished, failed or interrupted. Source of the layout:
 the Hugging Face convention of one output folder per run, with the model in its root.
@@ -44,7 +46,18 @@ CONFIG = "config.resolved.yaml"
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+EVALUATION = "evaluation"
+"""Folder with the results and items of the newest evaluation on tasks, and of the one before training."""
+CODE_DIFF = "code.diff"
+"""Uncommitted changes of the repository around the working folder, where there are any."""
+ORDER = "order.jsonl"
+"""Hash of the batches seen so far, at each line of the log (`aligntune.core.order`)."""
+EVENTS = "events.jsonl"
+"""What the health monitor noticed (`aligntune.utils.health`)."""
 ROLLOUTS = "rollouts"
+LINES = (METRICS, SAMPLES, EVALUATIONS, ORDER, EVENTS)
+"""Files of one JSON object a line; a resumed run cuts what was written after its checkpoint."""
 _RESULTS = (
     "checkpoint-*",
     "*.safetensors",
@@ -52,6 +65,9 @@ _RESULTS = (
     f"{ROLLOUTS}/*.parquet",
     METRICS,
     SAMPLES,
+    EVALUATIONS,
+    ORDER,
+    EVENTS,
     "population.jsonl",
     "meta_es/i*.json",
 )
@@ -95,8 +111,8 @@ class RunFolder:
 
         Args:
             path: the run's `output_dir`; made with its parents if it is not there.
-            resume: go on in a folder whose run is not finished. A torn last line of `metrics.jsonl` or
-                `samples.jsonl` is cut off, so that new lines follow whole ones.
+            resume: go on in a folder whose run is not finished. A torn last line of `metrics.jsonl` and of
+                the other files of lines is cut off, so that new lines follow whole ones.
 
         Raises:
             ConfigurationError: as `check`, or the disk is full. Nothing is left behind.
@@ -120,7 +136,7 @@ class RunFolder:
         history = list(before.get("attempts", [])) if before else []
         if before:
             history.append({key: before.get(key) for key in ("status", "started_at", "ended_at")})
-            for name in (METRICS, SAMPLES):
+            for name in LINES:
                 if (self.path / name).exists():
                     rewrite_lines(self.path / name, read_lines(self.path / name))
         fresh = {"status": "running", "started_at": _now(), "process": _process()}
@@ -168,6 +184,11 @@ class RunFolder:
         for row in rows:
             append_line(self.path / SAMPLES, row)
 
+    def append_evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows to `evaluations.jsonl` (`aligntune.eval.in_training.evaluation_rows`)."""
+        for row in rows:
+            append_line(self.path / EVALUATIONS, row)
+
     def append_rollouts(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store sampled completions; written in parts of `rollouts.ROWS_PER_PART` rows and at `flush`.
 
@@ -181,11 +202,11 @@ class RunFolder:
         self._rollouts.flush()
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Cut metrics, samples and rollouts that were written after `step` (the restored checkpoint's).
+        """Cut metrics, samples, evaluations and rollouts that were written after `step` (the restored checkpoint's).
 
         A row without `step` stays. Returns the rows of `metrics.jsonl` that stay.
         """
-        for name in (METRICS, SAMPLES):
+        for name in LINES:
             rows = read_lines(self.path / name)
             kept = [row for row in rows if row.get("step", 0) <= step]
             if len(kept) < len(rows):

@@ -29,13 +29,15 @@ from aligntune.algorithms.base import (
 )
 from aligntune.core.config.base import UNSET, is_section, to_plain, walk
 from aligntune.core.config.composing import inert_composition, training_faults
+from aligntune.core.config.durations import seconds
 from aligntune.core.config.reading import apply_overrides, copy_plain, read_yaml, set_key
 from aligntune.core.config.root import RLConfig, RunConfig, SFTConfig
 from aligntune.errors import ConfigurationError
-from aligntune.registry import nearest
+from aligntune.registry import import_attribute, nearest
 
 S = TypeVar("S")
 Fault = tuple[str, str]
+RUN_TASKS = "aligntune.eval.in_training:resolved_tasks"  # a lazy name, because evaluation stands in a higher layer
 
 
 ALL_KEYS = "`aligntune config schema` lists every key with its type and default"
@@ -254,7 +256,8 @@ def resolve(config: Any, *, explicit: set[str] | None = None, where: str = "") -
         ConfigurationError: with every fault.
     """
     explicit = changed_keys(config) if explicit is None else explicit
-    faults = list(config.algorithm.faults(config)) + _common_faults(config)
+    tasks, faults = _evaluation_tasks(config)
+    faults += list(config.algorithm.faults(config)) + _common_faults(config)
     for key, reason in inert_keys(config).items():
         hits = sorted(p for p in explicit if p == key or p.startswith(f"{key}."))
         faults += [(hit, f"has no effect here: {reason}; remove it") for hit in hits]
@@ -264,7 +267,21 @@ def resolve(config: Any, *, explicit: set[str] | None = None, where: str = "") -
         config = dataclasses.replace(
             config, train=dataclasses.replace(config.train, learning_rate=config.algorithm.learning_rate)
         )
+    if tasks != config.evaluation.tasks:
+        config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, tasks=tasks))
     return config
+
+
+def _evaluation_tasks(config: RunConfig) -> tuple[list[Any], list[Fault]]:
+    """`evaluation.tasks` with the library's tasks written out, and what is wrong with them."""
+    if not config.evaluation.tasks or "evaluation.tasks" in config.algorithm.inert_keys(config):
+        return config.evaluation.tasks, []
+    try:
+        resolved: list[Any] = import_attribute(RUN_TASKS)(config)
+    except ConfigurationError as e:
+        given = (e.context or {}).get("faults") or [("tasks", f"{e.message}; {e.hint}" if e.hint else e.message)]
+        return config.evaluation.tasks, [(f"evaluation.{key}", sentence) for key, sentence in given]
+    return resolved, []
 
 
 def changed_keys(config: Any) -> set[str]:
@@ -294,32 +311,69 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
     from aligntune.core.backend import BACKENDS
 
     keys = {**config.algorithm.inert_keys(config), **BACKENDS[config.backend].inert}
-    measured = config.evaluation.dataset is not None or getattr(config, "held_out", 0) > 0
-    if not measured or config.evaluation.every is None:
-        keys["train.early_stopping_patience"] = "there is no `evaluation.every` that would evaluate in training"
-    if not measured:
-        keys["evaluation.every"] = "there is no `evaluation.dataset` to evaluate on"
-        keys["logging.samples"] = "there is no `evaluation.dataset` whose prompts could be answered"
+    keys |= _evaluation_inert(config)
     if len(config.sources) == 1:
         prefix = "dataset" if config.kind == "sft" else "datasets.0"
         keys[f"{prefix}.weight"] = "there is only one data set"
     keys["evaluation.dataset.weight"] = "there is only one held-out data set"
     if config.train.save_steps is None:
         keys["train.save_total_limit"] = "no checkpoints are written without `train.save_steps`"
+    if config.train.auto_batch and (bound := config.algorithm.bound_to_batch(config)):
+        keys["train.auto_batch"] = bound
     if config.train.max_steps is not None:
         keys["train.num_epochs"] = "`train.max_steps` is set and decides the length"
     if not config.train.optimizer.startswith(("adamw", "paged_adamw")):
         keys |= {f"train.adam_{k}": f"the optimizer is {config.train.optimizer}" for k in ("beta1", "beta2", "epsilon")}
     if not (config.algorithm.uses_rewards or getattr(config, "labelled", False)):
-        keys["judge"] = "there is no reward that could ask it"
+        if not config.evaluation.tasks:
+            keys["judge"] = "there is no reward that could ask it"
         keys["composition"] = "there are no rewards to compose"
     elif config.kind == "rl":
         keys |= inert_composition(config.composition)  # type: ignore[attr-defined]
     return keys
 
 
+def _evaluation_inert(config: RunConfig) -> dict[str, str]:
+    """Keys of evaluation in training that have nothing to act on."""
+    keys: dict[str, str] = {}
+    e, t, sampled = config.evaluation, config.train, config.logging
+    rows = e.dataset is not None or getattr(config, "held_out", 0) > 0
+    if not (rows or e.tasks):
+        keys |= dict.fromkeys(
+            ("evaluation.every", "evaluation.at_start"), "there is no `evaluation.dataset` or `tasks` to evaluate on"
+        )
+    if not (rows or e.tasks) or e.every is None:
+        reason = "there is no `evaluation.every` that would evaluate in training"
+        keys |= dict.fromkeys(("train.early_stopping_patience", "train.best_metric", "train.keep_best"), reason)
+    if t.best_metric is None:
+        keys["train.best_mode"] = "there is no `train.best_metric` whose direction it could be"
+    if t.early_stopping_patience is not None and t.keep_best == "model":
+        keys["train.keep_best"] = "early stopping ends with the best weights anyway"
+    if sampled.sample_prompts is not None:
+        keys["logging.samples"] = "`logging.sample_prompts` are the prompts"
+    elif not rows:
+        keys["logging.samples"] = "there is no `evaluation.dataset` whose prompts could be answered"
+    if sampled.sample_prompts is None and (not rows or sampled.samples == 0):
+        keys["logging.samples_at"] = "there are no prompts to answer"
+    return keys
+
+
 def _common_faults(config: RunConfig) -> list[Fault]:
     faults: list[Fault] = []
+    if config.train.time_limit is not None:
+        try:
+            seconds(config.train.time_limit)
+        except ValueError as error:
+            faults.append(("train.time_limit", str(error)))
+    every = config.evaluation.every
+    if config.train.keep_best == "checkpoint" and every and not config.algorithm.resumable(config, every):
+        faults.append(
+            (
+                "train.keep_best",
+                f"writes checkpoints at evaluations, and a run cannot go on from step {every}; set evaluation.every to "
+                "a multiple of what train.save_steps may be",
+            )
+        )
     if config.train.warmup_steps and config.train.warmup_ratio:
         faults.append(("train.warmup_ratio", "excludes train.warmup_steps; keep one of the two"))
     if config.model.quantization and config.model.peft is None:

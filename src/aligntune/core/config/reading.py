@@ -168,7 +168,8 @@ def _index(items: list[Any], part: str, dotted: str) -> int:
             f"cannot set {dotted}: '{part}' is not one of the {len(items)} entries", hint="count from 0"
         )
     if isinstance(items[int(part)], str):
-        items[int(part)] = {("type" if dotted.startswith("rewards") else "name"): items[int(part)]}
+        keys = {"rewards": "type", "evaluation": "use"}  # what a plain string in these lists stands for
+        items[int(part)] = {keys.get(dotted.partition(".")[0], "name"): items[int(part)]}
     return int(part)
 
 

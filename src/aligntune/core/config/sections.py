@@ -228,9 +228,27 @@ class TrainConfig:
     """Write a checkpoint every so many optimizer steps; None writes none before the end."""
     save_total_limit: PositiveInt | None = None
     """Keep this many checkpoints, the newest; None keeps all (Transformers)."""
+    time_limit: Text | None = None
+    """Stop with a checkpoint after so much time, as `3h`, `1h30m` or `90s`; the last step and the checkpoint fit in. None
+    sets no limit."""
+    stop_grace: PositiveFloat | None = None
+    """Seconds from SIGTERM in which a step may still end and be saved; then the run stops at once. None waits for the
+    step, however long it takes."""
+    auto_batch: bool = False
+    """Where memory runs out, halve `per_device_batch_size`, double `gradient_accumulation_steps` and go on from the last
+    checkpoint; off stops and says what to change (ours)."""
     early_stopping_patience: PositiveInt | None = None
     """Stop after this many evaluations in a row without a better value, and keep the best one's weights (Prechelt
     1998); None trains to the end. Needs `evaluation.every`."""
+    best_metric: Text | None = None
+    """Which value says that an evaluation is the best, by its name in `metrics.jsonl` (`eval_reward`,
+    `eval/sums/accuracy`); None takes the first that there is of F1, mean squared error, preference accuracy, AUC,
+    reward, negative log-likelihood, and the first task's headline."""
+    best_mode: Literal["max", "min"] | None = None
+    """Whether larger or smaller is better; None takes the metric's own direction. Needs `best_metric`."""
+    keep_best: Literal["none", "checkpoint", "model"] = "none"
+    """checkpoint: write one at each new best evaluation, and keep the best whatever `save_total_limit` says. model: end
+    with the weights of the best evaluation, as early stopping does (neither in Transformers)."""
     dataloader_workers: NonNegativeInt = 0
     """Processes that load data (Transformers)."""
 
@@ -293,8 +311,13 @@ class EvaluationConfig:
 
     dataset: Dataset | None = None
     """Held-out rows; None means that `evaluate()` needs a data set as its argument."""
+    tasks: list[Text | dict[str, Any]] = Field(default_factory=list)
+    """Tasks that are measured with the model in memory, as in an evaluation file: names of the library (`gsm8k`),
+    `{use: ..., ...}`, or `{name, kind, dataset, ...}`."""
     every: PositiveInt | None = None
-    """Evaluate every so many steps; None evaluates when asked. Needs `dataset`."""
+    """Evaluate every so many steps, and at the end; None evaluates at the end only. Needs `dataset` or `tasks`."""
+    at_start: bool = False
+    """Evaluate before the first step, too."""
     batch_size: PositiveInt = 8
     """Sequences per forward pass in evaluation (Transformers)."""
     max_new_tokens: PositiveInt = 256
@@ -315,6 +338,11 @@ class LoggingConfig:
     """Title of the run in the report and at logging services; None takes the output folder's name."""
     samples: NonNegativeInt = 4
     """Held-out answers written to `samples.jsonl` at each evaluation; 0 writes none."""
+    samples_at: Annotated[list[Fraction], MinLen(1)] | None = None
+    """Write the answers at these shares of training instead, as `[0, 0.5, 1]`: before the first step, half way, and
+    with the model that is saved."""
+    sample_prompts: Annotated[list[Text], MinLen(1)] | None = None
+    """Prompts of your own to answer, in place of held-out ones."""
     rollouts: bool = True
     """Store every sampled completion with its rewards under `rollouts/` (policy optimisation)."""
 

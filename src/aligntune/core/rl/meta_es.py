@@ -54,7 +54,16 @@ FINAL_ONLY = (
     "train.save_steps",
     "train.save_total_limit",
     "train.early_stopping_patience",
+    "train.time_limit",
+    "train.stop_grace",
+    "train.best_metric",
+    "train.best_mode",
+    "train.keep_best",
+    "evaluation.tasks",
     "evaluation.every",
+    "evaluation.at_start",
+    "logging.samples_at",
+    "logging.sample_prompts",
     "logging.run_name",
 )
 """Keys that belong to the final training."""

@@ -7,7 +7,7 @@ of the last round, from which TRL reads the reference too; with LoRA the last ro
 one, and TRL copies it as the frozen adapter `ref`. What it logs goes into the run's files, with steps that go on over
 the rounds and the value `round`.
 
-    round-1/pairs.jsonl  round.json  checkpoint-N/  model.safetensors  trainer_state.json (written last)
+    round-1/pairs.jsonl  round.json  checkpoint-N/  model.safetensors  trainer_state.json  checkpoint.json (the seal)
 
 A run goes on from the newest checkpoint inside a round, or from the end of a round. Source: arXiv:2401.01335,
 algorithm 1. It samples on every process alike, and shards nothing.
@@ -26,6 +26,7 @@ from aligntune.core.saving import Checkpoint, save
 from aligntune.core.state import TrainResult
 from aligntune.core.trainer import Trainer
 from aligntune.errors import TrainingError, ValidationError
+from aligntune.utils.checkpoints import seal
 
 PAIRS = "pairs.jsonl"
 ROUND = "round.json"
@@ -93,8 +94,7 @@ def run(trainer: Trainer, checkpoint: Checkpoint | None) -> TrainResult:
         gc.collect()
         last = Round(trainer, part, step, loaded)
         loss, took = last.go(inside)
-        done = last.state.step - (inside.step if inside else 0)
-        losses.append((loss, done))
+        losses.append((loss, last.state.step))
         seconds, step, inside = seconds + took, step + last.state.step, None
         trainer._loaded, trainer._hf = last._loaded, last._hf
     if last is None:
@@ -145,17 +145,27 @@ class Round(Trainer):
         model = outer.config.model
         if part.base is not None and model.peft is None:
             model = replace(model, name_or_path=str(part.base), revision=None)
-        super().__init__(replace(outer.config, model=model, output_dir=str(part.folder)), backend=outer.backend)
+        evaluation = outer.config.evaluation
+        if first_step:  # the end of the round before
+            evaluation = replace(evaluation, at_start=False)
+        changes = {"model": model, "evaluation": evaluation, "output_dir": str(part.folder)}
+        super().__init__(replace(outer.config, **changes), backend=outer.backend)
         self.outer, self.part, self.first_step = outer, part, first_step
+        self._began = outer._began
         self.held_out: dict[str, float] = {}
         self._rows = outer._train_data
         self._eval_data, self._loaded, self._run = outer._eval_data, loaded, _Shifted(outer, first_step)
+        self._tasks, self._answered = outer._tasks, set()
 
     def _load(self) -> Any:
         fresh, loaded = self._loaded is None, super()._load()
         if fresh and self.config.model.peft is not None and self.part.base is not None:
             take_adapter(loaded.model, self.part.base)
         return loaded
+
+    def _build(self, stop: Any, progress: Any) -> Any:
+        self.outer.stop = stop
+        return super()._build(stop, progress)
 
     def go(self, inside: Checkpoint | None) -> tuple[float, float]:
         """Sample, train, evaluate and save; the mean loss of the steps made, and their seconds."""
@@ -165,11 +175,11 @@ class Round(Trainer):
         pairs = self._pairs(new=inside is None)
         self._train_data = replace(self._rows, dataset=datasets.Dataset.from_list(pairs))
         loss, seconds = self._loop(inside)
-        if self._eval_data is not None:
-            self.held_out = self.evaluate_now(self.state.step)
+        self.held_out = self._evaluate_last(seconds)
         if self.part.number < self.config.algorithm.rounds:  # type: ignore[attr-defined]
             save(self, self.part.folder)
             self._write(STATE, {"global_step": self.first_step + self.state.step, "round": self.part.number})
+            seal(self.part.folder, self.first_step + self.state.step)
             self.outer.state.checkpoint_path = str(self.part.folder)
         self.outer.state.step = self.first_step + self.state.step
         return loss, seconds
@@ -271,6 +281,9 @@ class _Shifted:
 
     def append_samples(self, rows: list[dict[str, Any]]) -> None:
         self._run.append_samples([{**row, "step": row["step"] + self._first} for row in rows])
+
+    def append_evaluations(self, rows: list[dict[str, Any]]) -> None:
+        self._run.append_evaluations([{**row, "step": row["step"] + self._first} for row in rows])
 
     def append_rollouts(self, rows: list[dict[str, Any]]) -> None:
         self._run.append_rollouts([{**row, "step": row["step"] + self._first} for row in rows])

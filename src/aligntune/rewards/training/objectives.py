@@ -44,6 +44,9 @@ class Objective(AlgorithmParams):
         "logging.samples": "a reward model answers nothing",
         "evaluation.max_new_tokens": "a reward model samples nothing",
         "evaluation.temperature": "a reward model samples nothing",
+        "evaluation.tasks": "tasks measure language models, and this trains a reward model",
+        "logging.sample_prompts": "a reward model answers nothing",
+        "logging.samples_at": "a reward model answers nothing",
     }
 
     def inert_keys(self, config: Any) -> dict[str, str]:
