@@ -24,7 +24,7 @@ from aligntune.errors import ConfigurationError
 from aligntune.registry import nearest
 
 if TYPE_CHECKING:
-    from aligntune.eval import EvalConfig
+    from aligntune.eval import EvalConfig, EvalResult
 
 FLAGS = {"model": "model.name_or_path", "output_dir": "output_dir", "seed": "seed"}
 LM_EVAL = "lm_eval:"
@@ -114,7 +114,7 @@ def _several(
 ) -> Output:
     """Each model in a folder `<number>-<name>` of the output folder; a finished one is read, not measured again."""
     from aligntune.cli.eval_compare import compared
-    from aligntune.eval import EvalResult, EvalRunner
+    from aligntune.eval import EvalRunner
     from aligntune.eval.result import RESULTS
 
     results = []
@@ -124,13 +124,31 @@ def _several(
             folder = Path(config.output_dir) / f"{i}-{Path(model).name}"
             config = dataclasses.replace(config, output_dir=str(folder))
             if resume and (folder / RESULTS).is_file():
-                results.append(EvalResult.load(folder))
+                results.append(_finished(folder, config))
                 continue
         results.append(EvalRunner(config).run(resume=resume))
     output = compared(results, [], margin, changed)
     values = [f"{r.model}  {t.name}  {m}" for r in results for t in r.tasks.values() for m in t.metrics.values()]
     data = {"models": [r.to_dict() for r in results], **output.data}
     return Output(data, "\n".join([*values, "", output.text]))
+
+
+def _finished(folder: Path, config: EvalConfig) -> EvalResult:
+    """The results of a folder, which must be those of this model on these tasks."""
+    from aligntune.eval import EvalResult
+
+    result = EvalResult.load(folder)
+    if result.model not in (config.model.name_or_path, os.path.abspath(config.model.name_or_path)):
+        raise ConfigurationError(
+            f"{folder} holds results of {result.model}, not of {config.model.name_or_path}",
+            hint="set --output-dir to a new folder",
+        )
+    lacking = [task.name for task in config.tasks if task.name not in result.tasks]
+    if lacking:
+        raise ConfigurationError(
+            f"{folder} is finished and has no task '{lacking[0]}'", hint="set --output-dir to a new folder"
+        )
+    return result
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], list[str]]:

@@ -27,6 +27,7 @@ from aligntune.core.config.io import changed_keys, parse_section
 from aligntune.core.config.reading import apply_overrides, read_yaml
 from aligntune.core.config.sections import Dataset, JudgeConfig, ModelConfig, OpenFraction, Reward, Seed
 from aligntune.errors import ConfigurationError
+from aligntune.eval.heads import head_faults
 from aligntune.eval.library import expand
 from aligntune.eval.lm_eval import LMEvalConfig
 from aligntune.eval.registry import EvalRegistry
@@ -96,7 +97,7 @@ class EvalSettings:
     delimiter: str = " "
     """multiple_choice. Between question and option, where no chat template writes the prompt (as in lm-eval)."""
     pass_k: list[PositiveInt] = Field(default_factory=lambda: [1])
-    """code. The k of pass@k; at most num_samples (Chen et al. 2021)."""
+    """code, exact_match with several samples. The k of pass@k; at most num_samples (Chen et al. 2021)."""
     timeout: PositiveFloat = 5.0
     """code. Seconds for a program's tests (as the reward `code_execution`)."""
     require: Literal["full", "strong", "weak"] = "strong"
@@ -104,7 +105,14 @@ class EvalSettings:
     beta: PositiveFloat = 0.1
     """preference. Factor of the implicit reward (Rafailov et al. 2023; DPO's default)."""
     max_length: Annotated[int, Ge(2)] | None = None
-    """perplexity, preference. Cut rows to this many tokens; None cuts at the model's context."""
+    """perplexity, preference, classifiers. Cut rows to this many tokens; None cuts at the model's context."""
+    stride: PositiveInt | None = None
+    """perplexity. Read a text beyond the limit in windows that begin this many tokens apart (Transformers' guide on
+    perplexity uses half the context); None cuts it."""
+    labels: Annotated[list[str], MinLen(2)] | None = None
+    """Classifiers. Names of the head's outputs in their order, for a model that names none; None takes its own."""
+    rubric: str = "pairwise"
+    """win_rate. What the judge is told: a shipped rubric or a YAML file, of form `winner`."""
     batch_size: PositiveInt = 8
     """Sequences per forward pass (Transformers)."""
 
@@ -125,11 +133,13 @@ class EvalTask(EvalSettings):
     max_samples: PositiveInt | None = None
     """Draw this many items with the seed; None takes all. Short for the data set's own `max_samples`."""
     rewards: list[Reward] = Field(default_factory=list)
-    """reward. What scores the answers."""
+    """reward, win_rate, reward_accuracy. What scores the answers."""
     composition: CompositionConfig = Field(default_factory=CompositionConfig)
-    """reward. How the rewards become one total."""
+    """How the rewards become one total."""
     reference_model: str | None = None
     """preference, policy. Model that implicit rewards and KL are measured against (the one before training)."""
+    opponent: str | None = None
+    """win_rate. Whose answers are met: a model, or the folder of an earlier evaluation; None takes the references."""
     few_shot: FewShot | None = None
     """Solved examples before each question."""
 
@@ -198,6 +208,7 @@ def check_eval_config(config: EvalConfig, where: str = "") -> None:
             faults.append(("tasks", f"{count} tasks are named '{name}'"))
     if not config.tasks and config.lm_eval is None:
         faults.append(("tasks", "is empty: name at least one task, here or under lm_eval"))
+    faults += _head_faults(config)
     faults += [(f"judge.{key}", sentence) for key, sentence in (config.judge.faults() if config.judge else [])]
     if not faults:
         return
@@ -225,6 +236,20 @@ def _task_faults(task: EvalTask) -> list[tuple[str, str]]:
     if task.rewards:
         faults += _composition_faults(task)
     return [*faults, *kind.faults(task)]
+
+
+def _head_faults(config: EvalConfig) -> list[tuple[str, str]]:
+    """One model serves every task, and a task that asks a judge has one."""
+    known = [(i, t, EvalRegistry.get(t.kind)) for i, t in enumerate(config.tasks) if t.kind in EvalRegistry.names()]
+    heads = [(task.name, kind.head) for _, task, kind in known]
+    faults = head_faults([*heads, *([("lm_eval", "causal_lm")] if config.lm_eval else [])])
+    if config.judge is None:
+        faults += [
+            (f"tasks.{i}.kind", f"{task.kind} asks a judge, and the file has none: write the section judge, or rewards")
+            for i, task, kind in known
+            if kind.asks_judge(task)
+        ]
+    return faults
 
 
 def _composition_faults(task: EvalTask) -> list[tuple[str, str]]:

@@ -16,12 +16,13 @@ from typing import Any
 
 from aligntune.core.config.base import to_plain
 from aligntune.eval.config import EvalSettings
+from aligntune.eval.heads import check_head
 from aligntune.eval.journal import Journal
 from aligntune.eval.metrics.corpus import CorpusMetric
 from aligntune.eval.prompts import Shots, templated
 from aligntune.eval.registry import EvalRegistry
 from aligntune.eval.result import TaskResult
-from aligntune.eval.tasks.base import EvalKind, Subject, item_ids
+from aligntune.eval.tasks.base import EvalKind, Opponent, Subject, item_ids
 from aligntune.utils.logging import get_logger
 
 log = get_logger(__name__)
@@ -34,12 +35,14 @@ class BaseEvaluator:
     """Evaluates one model.
 
     Args:
-        model: a causal language model.
+        model: a causal language model, or a classifier for the kinds that measure one.
         tokenizer: its tokenizer.
         seed: of sampling.
-        rewards: a `CompositeReward`, for the kind `reward`.
+        rewards: a `CompositeReward`, for the kinds `reward`, `reward_accuracy` and `win_rate`.
         reference: the model of implicit rewards and KL, for the kinds `preference` and `policy`.
         shots: solved rows to show before each question.
+        judge: a `Judge`, for the kind `win_rate`.
+        opponent: the other side of `win_rate`; None takes the rows' references.
     """
 
     def __init__(
@@ -51,8 +54,10 @@ class BaseEvaluator:
         rewards: Any = None,
         reference: Any = None,
         shots: Shots | None = None,
+        judge: Any = None,
+        opponent: Opponent | None = None,
     ) -> None:
-        self.subject = Subject(model, tokenizer, seed, rewards, reference, shots)
+        self.subject = Subject(model, tokenizer, seed, rewards, reference, shots, judge, opponent)
 
     def run(
         self,
@@ -76,7 +81,7 @@ class BaseEvaluator:
             journal: holds the chunks that are done, and takes the others.
 
         Raises:
-            ConfigurationError: unknown kind.
+            ConfigurationError: unknown kind, or one that needs a model with another head.
             ValidationError: no rows, or rows that lack what the kind needs.
         """
         start = time.monotonic()
@@ -85,6 +90,8 @@ class BaseEvaluator:
         label = kind if isinstance(kind, str) else type(kind).__name__
         data = [dict(row) for row in rows]
         measure.check(data, self.subject.rewards)
+        measure.check_settings(data, settings)
+        check_head(self.subject.model, measure.head, label)
         items = self._items(measure, data, settings, journal)
         metrics = {}
         for metric in measure.metrics(settings, items):
@@ -103,6 +110,7 @@ class BaseEvaluator:
             settings=self._settings(measure, settings),
             notes=[f"{m.name}: {m.missing} without a score: {m.reason}" for m in metrics.values() if m.missing],
             seconds=time.monotonic() - start,
+            details=measure.details(settings, items, self.subject),
         )
 
     def _items(
@@ -125,6 +133,8 @@ class BaseEvaluator:
     def _settings(self, measure: EvalKind, settings: EvalSettings) -> dict[str, Any]:
         """The settings that the kind reads, and what the tokenizer decides."""
         plain = {k: v for k, v in to_plain(settings).items() if k in measure.options}
+        if measure.head != "causal_lm":
+            return {**plain, "seed": self.subject.seed}
         return {**plain, "seed": self.subject.seed, "chat_template": templated(settings, self.subject.tokenizer)}
 
     def evaluate(

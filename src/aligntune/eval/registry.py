@@ -21,6 +21,7 @@ K = TypeVar("K", bound="type[EvalKind]")
 
 _KINDS: Registry[Any] = Registry("evaluation kind")
 for _name, _class in (
+    ("classification", "Classification"),
     ("code", "Code"),
     ("exact_match", "ExactMatch"),
     ("generation", "Generation"),
@@ -30,6 +31,9 @@ for _name, _class in (
     ("policy", "Policy"),
     ("preference", "Preference"),
     ("reward", "Reward"),
+    ("reward_accuracy", "RewardAccuracy"),
+    ("token_classification", "TokenClassification"),
+    ("win_rate", "WinRate"),
 ):
     _KINDS.add(_name, f"aligntune.eval.tasks.{_name}:{_class}")
 

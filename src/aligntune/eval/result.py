@@ -38,6 +38,7 @@ class TaskResult:
         settings: what was measured and how: the task's settings, data source, content hash, chat template.
         notes: one sentence for each thing that a reader should know.
         seconds: wall-clock time.
+        details: what the kind says beside its metrics: scores of each label, confusion counts.
     """
 
     name: str
@@ -47,6 +48,7 @@ class TaskResult:
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def headline(self) -> MetricValue:
@@ -66,6 +68,7 @@ class TaskResult:
             "settings": self.settings,
             "notes": self.notes,
             "seconds": round(self.seconds, 3),
+            **({"details": self.details} if self.details else {}),
         }
         return {**plain, "items": self.items} if items else plain
 
@@ -223,6 +226,7 @@ def task_from_dict(raw: Mapping[str, Any], items: list[dict[str, Any]]) -> TaskR
         settings=raw["settings"],
         notes=raw["notes"],
         seconds=raw["seconds"],
+        details=raw.get("details", {}),
     )
 
 
@@ -282,15 +286,18 @@ def _compare_sums(a: TaskResult, b: TaskResult, metric: str, confidence: float) 
     from aligntune.eval.metrics.corpus import CorpusMetric, summed
     from aligntune.eval.registry import EvalRegistry
 
-    sides = [summed(t.items, [i.get("statistics", {}).get(metric) for i in t.items]) for t in (a, b)]
+    known = {f.name for f in fields(EvalSettings)}
+    settings = EvalSettings(**{k: v for k, v in a.settings.items() if k in known})
+    # Of the items of both: the labels that occur in either decide what is summed.
+    measured = EvalRegistry.get(a.kind)().metrics(settings, [*a.items, *b.items])
+    found = {m.name: m for m in measured}.get(metric)
+    if not isinstance(found, CorpusMetric):
+        blank = Comparison(a.name, metric, None, None, None, 0, 0, a.metrics[metric].higher_is_better)
+        return _because(blank, f"the kind {a.kind} no longer has this metric")
+    sides = [summed(t.items, [found.spread(i.get("statistics", {}).get(metric)) for i in t.items]) for t in (a, b)]
     shared = [i for i in sides[0] if i in sides[1]]
     only_a, only_b = (len(side) - len(shared) for side in sides)
     blank = Comparison(a.name, metric, None, None, None, only_a, only_b, a.metrics[metric].higher_is_better)
-    known = {f.name for f in fields(EvalSettings)}
-    settings = EvalSettings(**{k: v for k, v in a.settings.items() if k in known})
-    found = {m.name: m for m in EvalRegistry.get(a.kind)().metrics(settings, a.items)}.get(metric)
-    if not isinstance(found, CorpusMetric):
-        return _because(blank, f"the kind {a.kind} no longer has this metric")
     try:
         difference = found.difference(sides[0], sides[1], confidence)
     except ValidationError as e:

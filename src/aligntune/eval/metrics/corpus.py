@@ -50,8 +50,12 @@ class CorpusMetric(Metric):
         self.resamples, self.seed = resamples, seed
 
     @abstractmethod
-    def statistics(self, item: Item) -> list[float] | None:
+    def statistics(self, item: Item) -> list[Any] | None:
         """The item's numbers; None where it has none."""
+
+    def spread(self, numbers: Any) -> list[float] | None:
+        """Stored statistics as the numbers that are summed; a subclass with a shorter stored form expands it."""
+        return None if numbers is None else list(numbers)
 
     @abstractmethod
     def combine(self, sums: Sequence[float]) -> float | None:
@@ -59,13 +63,14 @@ class CorpusMetric(Metric):
 
     def score(self, item: Item) -> float | None:
         """The value of this item alone."""
-        numbers = self.statistics(item)
+        numbers = self.spread(self.statistics(item))
         return None if numbers is None else self.combine(numbers)
 
     def aggregate(self, items: Sequence[Item], scores: Sequence[float | None], confidence: float = 0.95) -> MetricValue:
         """The value over all items, with a percentile interval over questions."""
-        table = summed(items, [self.statistics(item) for item in items])
-        missing = len(items) - sum(self.statistics(item) is not None for item in items)
+        numbers = [self.spread(self.statistics(item)) for item in items]
+        table = summed(items, numbers)
+        missing = sum(row is None for row in numbers)
         if not table:
             return self.value(None, missing, "there are no items" if not items else self.why_missing)
         value = self.combine([math.fsum(column) for column in zip(*table.values(), strict=True)])

@@ -3,31 +3,53 @@
 >>> EntityF1Metric().compute([{"tags": ["B-PER", "O"], "predicted_tags": ["B-PER", "O"]}]).value
 1.0
 
-Micro F1 = 2 right / (given + wanted), summed over the sentences; the interval resamples sentences.
+    precision = right / given    recall = right / wanted    F1 = 2 right / (given + wanted)
+
+each summed over the sentences (micro, as seqeval's defaults); the interval resamples sentences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from aligntune.eval.entities import find_entities
+from aligntune.eval.entities import OUTSIDE, find_entities
 from aligntune.eval.metrics.base import Item
-from aligntune.eval.metrics.corpus import CorpusMetric
+from aligntune.eval.metrics.corpus import RESAMPLES, CorpusMetric
 
 
 class EntityF1Metric(CorpusMetric):
-    """Micro F1 of entities, in [0, 1]; no value where neither gold nor prediction has an entity."""
+    """Micro F1 (or precision, or recall) of entities, in [0, 1]; no value over nothing.
 
-    name = "entity_f1"
+    Args:
+        measure: which.
+        name: None is `entity_<measure>`.
+        resamples: of the interval.
+        seed: of the resampling.
+    """
+
     requires = ("tags", "predicted_tags")
     why_missing = "there is no entity, gold or predicted"
 
+    def __init__(
+        self,
+        measure: Literal["f1", "precision", "recall"] = "f1",
+        name: str | None = None,
+        *,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(name or f"entity_{measure}", resamples=resamples, seed=seed)
+        self.measure = measure
+
     def statistics(self, item: Item) -> list[float] | None:
         """Right, given and wanted entities of a sentence."""
-        wanted, given = set(find_entities(item["tags"])), set(find_entities(item["predicted_tags"]))
+        guess = [OUTSIDE if tag is None else tag for tag in item["predicted_tags"]]
+        wanted, given = set(find_entities(item["tags"])), set(find_entities(guess))
         return [float(len(wanted & given)), float(len(given)), float(len(wanted))]
 
     def combine(self, sums: Sequence[float]) -> float | None:
-        """2 right / (given + wanted)."""
+        """The ratio; None where it divides by nothing."""
         right, given, wanted = sums
-        return 2 * right / (given + wanted) if given + wanted else None
+        below = {"f1": (given + wanted) / 2, "precision": given, "recall": wanted}[self.measure]
+        return right / below if below else None

@@ -24,16 +24,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from aligntune.algorithms.base import Schema
+from aligntune.algorithms.base import Head, Schema
 from aligntune.errors import ValidationError
 from aligntune.eval.generation import generate_answers
 from aligntune.eval.metrics.base import Metric
 from aligntune.eval.prompts import Shots, ask
 
 if TYPE_CHECKING:
+    from aligntune.core.config.sections import ModelConfig, RewardConfig
     from aligntune.eval.config import EvalSettings, EvalTask
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """The other side of a win rate.
+
+    Attributes:
+        name: folder or hub id.
+        answers: question to the answer that an earlier evaluation stored; None where a model writes them.
+        model: a causal language model.
+        tokenizer: its tokenizer.
+    """
+
+    name: str
+    answers: Mapping[str, str] | None = None
+    model: Any = None
+    tokenizer: Any = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +59,14 @@ class Subject:
     """What is evaluated, and what it is evaluated with.
 
     Attributes:
-        model: a causal language model.
+        model: a causal language model, or a classifier, by the kind's `head`; None for a kind that needs none.
         tokenizer: its tokenizer.
         seed: of sampling.
         rewards: a `CompositeReward`, for kinds that score answers.
         reference: the model that implicit rewards and KL are measured against; it shares the tokenizer.
         shots: solved rows to show before each question.
+        judge: a `Judge`, for kinds that ask one.
+        opponent: whose answers the model's are compared with; None takes the rows' references.
     """
 
     model: Any
@@ -55,6 +75,8 @@ class Subject:
     rewards: Any = None
     reference: Any = None
     shots: Shots | None = None
+    judge: Any = None
+    opponent: Opponent | None = None
 
     def examples(self, item_id: str) -> list[Mapping[str, Any]]:
         """The examples that are shown before this question."""
@@ -67,15 +89,27 @@ class EvalKind(ABC):
     Attributes:
         schema: the canonical rows that it reads.
         options: names of the `EvalTask` fields that it reads beside the common ones.
+        head: what the model ends in; None for a kind that needs no model.
     """
 
     schema: ClassVar[Schema] = Schema.PROMPT
     options: ClassVar[frozenset[str]] = frozenset()
+    head: ClassVar[Head | None] = "causal_lm"
 
     @classmethod
     def faults(cls, task: EvalTask) -> list[tuple[str, str]]:
         """What is missing or contradictory in a task's settings, as (key, sentence)."""
         return []
+
+    @classmethod
+    def asks_judge(cls, task: EvalTask) -> bool:
+        """Whether the kind itself (not one of its rewards) asks the file's judge."""
+        return False
+
+    @classmethod
+    def rewards_for(cls, task: EvalTask, model: ModelConfig) -> list[RewardConfig]:
+        """The rewards that score; those of the task."""
+        return task.rewards
 
     def schema_for(self, settings: EvalSettings) -> Schema:
         """The schema under these settings."""
@@ -90,6 +124,14 @@ class EvalKind(ABC):
         if not rows:
             raise ValidationError("there are no rows to evaluate", hint="give at least one row")
 
+    def check_settings(self, rows: Sequence[Row], settings: EvalSettings) -> None:
+        """Refuse rows that do not fit these settings, before a model is loaded.
+
+        Raises:
+            ValidationError: names the row, or the column that is missing.
+        """
+        return None
+
     @abstractmethod
     def items(
         self, rows: Sequence[Row], ids: Sequence[str], settings: EvalSettings, subject: Subject
@@ -99,6 +141,10 @@ class EvalKind(ABC):
     @abstractmethod
     def metrics(self, settings: EvalSettings, items: Sequence[Mapping[str, Any]]) -> list[Metric]:
         """The metrics; the first is the task's headline."""
+
+    def details(self, settings: EvalSettings, items: Sequence[Mapping[str, Any]], subject: Subject) -> dict[str, Any]:
+        """What the result says beside its metrics, as plain values (`TaskResult.details`)."""
+        return {}
 
 
 ASKING = frozenset({"chat_template", "few_shot"})
@@ -116,6 +162,16 @@ def generation_faults(task: EvalTask) -> list[tuple[str, str]]:
         ]
     if task.top_p < 1 and task.temperature == 0:
         return [("top_p", "has no effect with temperature 0; set temperature, or remove it")]
+    return []
+
+
+def pass_k_faults(task: EvalTask) -> list[tuple[str, str]]:
+    """k samples are needed for pass@k."""
+    if not task.pass_k:
+        return [("pass_k", "is empty: name at least one k")]
+    k = max(task.pass_k)
+    if k > task.num_samples:
+        return [("num_samples", f"is {task.num_samples}: pass@{k} takes at least {k} answers to a prompt")]
     return []
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aligntune.errors import ValidationError
 from aligntune.eval.metrics.base import MeanMetric, Metric
 from aligntune.eval.metrics.pass_at_k import PassAtKMetric
-from aligntune.eval.tasks.base import GENERATION, EvalKind, Row, Subject, answers, generation_faults
+from aligntune.eval.tasks.base import GENERATION, EvalKind, Row, Subject, answers, generation_faults, pass_k_faults
 
 if TYPE_CHECKING:
     from aligntune.eval.config import EvalSettings, EvalTask
@@ -32,13 +32,7 @@ class Code(EvalKind):
     @classmethod
     def faults(cls, task: EvalTask) -> list[tuple[str, str]]:
         """k samples are needed for pass@k."""
-        found = generation_faults(task)
-        if not task.pass_k:
-            found.append(("pass_k", "is empty: name at least one k"))
-        elif max(task.pass_k) > task.num_samples:
-            k = max(task.pass_k)
-            found.append(("num_samples", f"is {task.num_samples}: pass@{k} takes at least {k} answers to a prompt"))
-        return found
+        return generation_faults(task) + pass_k_faults(task)
 
     def check(self, rows: Sequence[Row], rewards: Any = None) -> None:
         """Every row must have tests."""

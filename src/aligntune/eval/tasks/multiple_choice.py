@@ -49,6 +49,11 @@ class MultipleChoice(EvalKind):
         super().check(rows, rewards)
         need_reference(rows, "multiple_choice")
 
+    def check_settings(self, rows: Sequence[Row], settings: EvalSettings) -> None:
+        """Every row must have options."""
+        for row in rows:
+            options_of(row, settings.choices)
+
     def items(
         self, rows: Sequence[Row], ids: Sequence[str], settings: EvalSettings, subject: Subject
     ) -> list[dict[str, Any]]:

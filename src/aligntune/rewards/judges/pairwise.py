@@ -20,6 +20,8 @@ from aligntune.rewards.judges.base import Judge
 from aligntune.rewards.judges.rubric import MAX_CHARS, Rubric, as_text, load_rubric
 
 Winner = Literal["first", "second", "tie"]
+_PLACES: dict[str, Winner] = {"A": "first", "B": "second", "tie": "tie"}
+_SWAPPED: dict[str, Winner] = {"A": "second", "B": "first", "tie": "tie"}
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,14 @@ class Comparison:
     Attributes:
         winner: `first`, `second` or `tie`, where both orders agree; else None.
         problem: "" or why there is none: `inconsistent`, `nonsense`, `judge_failed`.
+        straight: the verdict with the first answer shown first; None where there is none that can be read.
+        swapped: the verdict with the second answer shown first.
     """
 
     winner: Winner | None
     problem: str = ""
+    straight: Winner | None = None
+    swapped: Winner | None = None
 
 
 def compare(
@@ -61,7 +67,7 @@ def compare(
             texts = {"prompt": as_text(prompt), "answer_a": a, "answer_b": b}
             questions.append(rubric.question(texts, limit))
     answers = judge.ask(questions, version=rubric.tag)
-    found = [Comparison("tie")] * len(pairs)
+    found = [Comparison("tie", "", "tie", "tie")] * len(pairs)
     for place, i in enumerate(differ):
         found[i] = _agreed(rubric, answers[2 * place], answers[2 * place + 1])
     return found
@@ -69,15 +75,9 @@ def compare(
 
 def _agreed(rubric: Rubric, straight: str | None, swapped: str | None) -> Comparison:
     """What two answers say together; in the second A and B changed places."""
-    if straight is None or swapped is None:
-        return Comparison(None, "judge_failed")
-    one, two = rubric.read(straight), rubric.read(swapped)
-    if one is None or two is None:
-        return Comparison(None, "nonsense")
-    if (one, two) == ("tie", "tie"):
-        return Comparison("tie")
-    if (one, two) == ("A", "B"):
-        return Comparison("first")
-    if (one, two) == ("B", "A"):
-        return Comparison("second")
-    return Comparison(None, "inconsistent")
+    one = None if straight is None else _PLACES.get(str(rubric.read(straight)))
+    two = None if swapped is None else _SWAPPED.get(str(rubric.read(swapped)))
+    if one is not None and one == two:
+        return Comparison(one, "", one, two)
+    problem = "judge_failed" if straight is None or swapped is None else "inconsistent" if one and two else "nonsense"
+    return Comparison(None, problem, one, two)
