@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligntune.report.numbers import compact, fixed, seconds, size
+from aligntune.report.numbers import compact, seconds, size
 
 if TYPE_CHECKING:
     from aligntune.compare.analysis import Comparison, Row
@@ -112,7 +112,7 @@ def _cells(row: Row) -> dict[str, Any]:
         "base": quantity(row.value, row.base_median),
         "change": whole,
         "interval": f"[{bounds}" if bounds else "",
-        "p": "" if row.p_adjusted is None else fixed(row.p_adjusted),
+        "p": "" if row.p_adjusted is None else "< 0.001" if row.p_adjusted < 0.001 else f"{row.p_adjusted:.3f}",
         "verdict": outcome(row),
         "tone": tone,
     }
