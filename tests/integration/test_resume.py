@@ -59,8 +59,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert runs.logged(folder) == runs.logged(straight.config.output_dir)
     assert runs.logged(folder, "step")[:STEPS] == list(range(1, STEPS + 1))
     assert result.total_steps == STEPS
-    late = runs.logged(straight.config.output_dir)[3:]
-    assert result.final_loss == pytest.approx(sum(late) / 3, rel=1e-4, abs=1e-6)
+    assert result.final_loss == expected.final_loss
     assert expected.total_steps == STEPS
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["status"] == "finished"
@@ -149,15 +148,24 @@ def test_a_stop_waits_for_the_edge_of_a_generation_window(
 def test_a_checkpoint_is_found_by_its_step_and_only_if_it_is_whole(tmp_path: Path) -> None:
     from aligntune.core.saving import find_checkpoint
     from aligntune.errors import ConfigurationError
+    from aligntune.utils.checkpoints import seal
 
     for name, step in (("checkpoint-9", 9), ("checkpoint-10", 10), ("checkpoint-11", None), ("mine", 7)):
         (tmp_path / name).mkdir()
         if step is not None:
             (tmp_path / name / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+            seal(tmp_path / name, step)
     (tmp_path / "checkpoint-11" / "trainer_state.json").write_text('{"global_st')
-    assert find_checkpoint(str(tmp_path), "latest").step == 10
+    found = find_checkpoint(str(tmp_path), "latest")
+    assert found.step == 10
+    assert found.skipped == (
+        f"{tmp_path}/checkpoint-11 is skipped: it was not written to its end (checkpoint.json is missing)",
+    )
     assert find_checkpoint(str(tmp_path), str(tmp_path / "mine")).step == 7
-    with pytest.raises(ConfigurationError, match="checkpoint-11 is no checkpoint"):
+    (tmp_path / "mine" / "checkpoint.json").unlink()
+    with pytest.raises(ConfigurationError, match="mine is no checkpoint to resume from: it was not written to its end"):
+        find_checkpoint(str(tmp_path), str(tmp_path / "mine"))
+    with pytest.raises(ConfigurationError, match="checkpoint-11 is no checkpoint to resume from"):
         find_checkpoint(str(tmp_path), str(tmp_path / "checkpoint-11"))
     with pytest.raises(ConfigurationError, match="no checkpoint to resume from") as caught:
         find_checkpoint(str(tmp_path / "none"), "latest")

@@ -140,6 +140,10 @@ class AlgorithmParams:
         """Whether a run that stops after this optimizer step can go on exactly."""
         return True
 
+    def bound_to_batch(self, config: Any) -> str | None:
+        """Why the update would change if a batch were split into smaller ones with accumulation; None if it would not."""
+        return None
+
     def progress(self, config: Any) -> str | None:
         """What a run without a checkpoint has done already and keeps, so that `--resume` goes on; None for nothing."""
         return None

@@ -10,9 +10,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from aligntune.core.durable import keeps_window
 from aligntune.core.early_stopping import drop_former_best, is_over, protect_best
 from aligntune.core.measuring import answer_at_share
-from aligntune.core.durable import keeps_window
 from aligntune.core.stopping import StopRequest
 from aligntune.core.watch import TokenCount, refuse_broken_weights
 

@@ -34,8 +34,8 @@ from aligntune.core.isolation import no_telemetry
 from aligntune.core.measuring import answer_at_end, finish_evaluation, prepare_tasks, tell_cost
 from aligntune.core.pretokenised import taking_tokens
 from aligntune.core.recording import record_rollouts, warn, write_header, write_held
-from aligntune.core.rows import write_skipped
 from aligntune.core.resuming import begin, find_start
+from aligntune.core.rows import write_skipped
 from aligntune.core.saving import Checkpoint
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.core.stopping import StopRequest, request_of

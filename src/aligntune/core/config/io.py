@@ -310,7 +310,11 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
     """Keys that this algorithm or backend does not read, with the reason."""
     from aligntune.core.backend import BACKENDS
 
-    keys = {**config.algorithm.inert_keys(config), **BACKENDS[config.backend].inert}
+    keys = dict(config.algorithm.inert_keys(config))
+    if config.backend in BACKENDS:  # `auto` is chosen so that it reads every key
+        keys |= BACKENDS[config.backend].inert
+    if config.isolation != "process":
+        keys["python"] = "`isolation` is not process, so there is no worker that it could run"
     keys |= _evaluation_inert(config)
     if len(config.sources) == 1:
         prefix = "dataset" if config.kind == "sft" else "datasets.0"

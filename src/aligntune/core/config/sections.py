@@ -229,14 +229,14 @@ class TrainConfig:
     save_total_limit: PositiveInt | None = None
     """Keep this many checkpoints, the newest; None keeps all (Transformers)."""
     time_limit: Text | None = None
-    """Stop with a checkpoint after so much time, as `3h`, `1h30m` or `90s`; the last step and the checkpoint fit in. None
-    sets no limit."""
+    """Stop with a checkpoint after so much time, as `3h`, `1h30m` or `90s`; the last step and the checkpoint fit in.
+    None sets no limit."""
     stop_grace: PositiveFloat | None = None
     """Seconds from SIGTERM in which a step may still end and be saved; then the run stops at once. None waits for the
     step, however long it takes."""
     auto_batch: bool = False
-    """Where memory runs out, halve `per_device_batch_size`, double `gradient_accumulation_steps` and go on from the last
-    checkpoint; off stops and says what to change (ours)."""
+    """Where memory runs out, halve `per_device_batch_size`, double `gradient_accumulation_steps` and go on from the
+    last checkpoint; off stops and says what to change (ours)."""
     early_stopping_patience: PositiveInt | None = None
     """Stop after this many evaluations in a row without a better value, and keep the best one's weights (Prechelt
     1998); None trains to the end. Needs `evaluation.every`."""

@@ -1,0 +1,61 @@
+"""Where a run begins: at a checkpoint that is whole, or at the first step, and always saying which.
+
+    resume "latest"   the newest whole checkpoint; damaged newer ones are named and left
+                      a run that was stopped before its first checkpoint: the first step
+    resume PATH       this one, or an error that says what is wrong with it
+
+>>> start = find_start(trainer, "latest")
+>>> start = begin(trainer, start)        # the folder is claimed: files after the checkpoint are cut
+
+Source: the run folder's own files; nothing here reads a model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aligntune.core.early_stopping import replay
+from aligntune.core.saving import Checkpoint, find_checkpoint
+from aligntune.utils.checkpoints import CheckpointManager
+from aligntune.utils.run_folder import read_manifest
+
+if TYPE_CHECKING:
+    from aligntune.core.trainer import Trainer
+
+
+def find_start(trainer: Trainer, resume: str | None) -> Checkpoint | None:
+    """The checkpoint to go on from; None begins at the first step. Nothing is changed on the disk.
+
+    Raises:
+        ConfigurationError: there is none, or it is not whole.
+    """
+    if resume is None:
+        return None
+    folder = Path(trainer.config.output_dir).expanduser()
+    if resume == "latest" and CheckpointManager(folder).latest() is None:
+        if kept := trainer.config.algorithm.progress(trainer.config):
+            trainer._tell([f"resuming with {kept}"])
+            return None
+        if read_manifest(folder) is not None:
+            trainer._tell(["the run was stopped before its first checkpoint, so it begins again at the first step"])
+            return None
+    found = find_checkpoint(trainer.config.output_dir, resume)
+    trainer._tell([*found.skipped, f"resuming from {found.path} (step {found.step})"])
+    return found
+
+
+def begin(trainer: Trainer, start: Checkpoint | None) -> Checkpoint | None:
+    """Cut the claimed folder's files back to `start`, and count again what was measured until then.
+
+    Returns:
+        `start`, with the path that it has now.
+    """
+    if not trainer._run.resumed:
+        return start
+    outside = start is not None and not Path(start.path).is_relative_to(trainer._run.path)
+    if not outside:
+        start, notes = CheckpointManager(trainer._run.path).settle(start)
+        trainer._tell(notes)
+    replay(trainer, trainer._run.rewind(start.step if start else 0))
+    return start
