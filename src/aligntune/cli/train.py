@@ -76,7 +76,7 @@ def _complete_resume(args: list[str]) -> list[str]:
 @click.option("--algorithm", metavar="NAME", help="Preference or policy optimisation, such as dpo, grpo.")
 @click.option("--type", "task", metavar="TASK", help="Supervised task, such as instruction_following.")
 @click.option("--reward", metavar="NAME", multiple=True, help="Reward, or file.py:function; may be given again.")
-@click.option("--backend", metavar="NAME", help="trl or unsloth.")
+@click.option("--backend", metavar="NAME", help="trl, unsloth or auto.")
 @click.option("--output-dir", metavar="DIR", help="The run's folder.")
 @click.option("--max-steps", type=int, help="Optimizer steps.")
 @click.option("--num-epochs", type=float, help="Passes over the data, without --max-steps.")
@@ -162,6 +162,7 @@ def _kind(raw: dict[str, Any], overrides: list[str], keywords: dict[str, Any], f
 
 def _describe(config: RLConfig | SFTConfig) -> Output:
     from aligntune.core.backend import BACKENDS, get_backend
+    from aligntune.core.backend_choice import settle_backend
     from aligntune.core.backend_factory import describe
     from aligntune.core.checks import check_packages
     from aligntune.core.config import dump_config
@@ -170,6 +171,7 @@ def _describe(config: RLConfig | SFTConfig) -> Output:
 
     check_packages(config)
     RunFolder.check(config.output_dir)
+    config, _ = settle_backend(config)
     if BACKENDS[config.backend].available:
         get_backend(config.backend).check(config)
     for source in (*config.sources, config.evaluation.dataset):
@@ -209,7 +211,7 @@ def _train(config: RLConfig | SFTConfig, resume: str | None, *, check: bool) -> 
     trainer = create_trainer(config)
     try:
         if check:
-            quick(trainer, config, resuming=resume is not None)
+            quick(trainer, trainer.config, resuming=resume is not None)
         result = trainer.train(resume=resume)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(trainer.resume_hint) from stop

@@ -1,4 +1,4 @@
-"""Do two backends train the same? One batch, one loss, one gradient, in seconds, before hours are spent on a comparison.
+"""Do two backends train the same? One batch, one loss, one gradient, in seconds, before a comparison takes hours.
 
     result = probe("dpo.yaml")            # TRL against Unsloth, and our trainer against bare TRL
     result.ok, print(result)
@@ -11,13 +11,12 @@ It compares one loss at one point: not the optimizer, not sampling, not the rewa
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +118,8 @@ def probe(
             jobs.append((BARE, "trl", True))
     with tempfile.TemporaryDirectory(prefix="aligntune-probe-") as folder:
         sides = [
-            _measured(name, dataclasses.replace(prepared, backend=backend), Path(folder) / str(i), flag, python, timeout)
-            for i, (name, backend, flag) in enumerate(jobs)
+            _measured(name, replace(prepared, backend=backend), Path(folder) / str(i), alone, python, timeout)
+            for i, (name, backend, alone) in enumerate(jobs)
         ]
         base = {side.name: side for side in sides}
         pairs = [compare_sides(sides[0] if s.name != BARE else base["trl"], s) for s in sides[1:]]
@@ -133,14 +132,14 @@ def prepared_config(config: RunConfig) -> tuple[RunConfig, list[str]]:
     """The configuration without what has nothing to do with a loss, and a note for each change that matters."""
     params, notes = config.algorithm, []
     if params.key == "gkd":
-        params = dataclasses.replace(params, lmbda=0.0, seq_kd=False)  # type: ignore[call-arg]
+        params = replace(params, lmbda=0.0, seq_kd=False)  # type: ignore[call-arg]
         notes.append("distillation is probed on the answers of the data (lmbda 0), so that nothing is sampled")
     model = config.model
     if model.peft is not None and model.peft.dropout:
-        model = dataclasses.replace(model, peft=dataclasses.replace(model.peft, dropout=0.0))
+        model = replace(model, peft=replace(model.peft, dropout=0.0))
         notes.append("adapter dropout is 0 in the probe")
     optimizer = config.train.optimizer
-    train = dataclasses.replace(
+    train = replace(
         config.train,
         save_steps=None,
         save_total_limit=type(config.train)().save_total_limit,
@@ -148,14 +147,15 @@ def prepared_config(config: RunConfig) -> tuple[RunConfig, list[str]]:
         optimizer="adamw_torch" if "8bit" in optimizer else optimizer,
     )
     changes: dict[str, Any] = {"algo" if config.kind == "rl" else "task": params}
-    changed = dataclasses.replace(
+    changed = replace(
         config,
         **changes,
         model=model,
         train=train,
         isolation="auto",
-        evaluation=dataclasses.replace(config.evaluation, dataset=None, every=None),
-        logging=dataclasses.replace(config.logging, report_to=[], samples=type(config.logging)().samples),
+        python=None,
+        evaluation=replace(config.evaluation, dataset=None, every=None),
+        logging=replace(config.logging, report_to=[], samples=type(config.logging)().samples),
     )
     return changed, notes
 

@@ -157,14 +157,16 @@ def _tokens(one: dict[str, Any], two: dict[str, Any]) -> Quantity:
     if a.shape != b.shape:
         text = f"the batch is {_shape(a)} on one side and {_shape(b)} on the other: other rows, truncation or padding"
         return Quantity("tokens", False, math.inf, 0, "tokens", detail=text)
-    where = [(int(r), int(t)) for r, t in zip(*((a != b) | (one["attended"] != two["attended"])).nonzero(), strict=True)]
+    where = [
+        (int(r), int(t)) for r, t in zip(*((a != b) | (one["attended"] != two["attended"])).nonzero(), strict=True)
+    ]
     text = f"at {_positions(where)}: other rows, another order, another template or other padding" if where else ""
     return Quantity("tokens", not where, float(len(where)), 0, "tokens", detail=text)
 
 
 def _mask(one: dict[str, Any], two: dict[str, Any]) -> Quantity:
     a, b = one["trained"].astype(bool), two["trained"].astype(bool)
-    where = [(int(r), int(t)) for r, t in zip(*(a != b).nonzero(), strict=True)]
+    where = _where(a != b)
     sizes = (float(a.sum()), float(b.sum()))
     text = f"{int(sizes[0])} tokens are in the loss against {int(sizes[1])}; they differ at {_positions(where)}"
     return Quantity("mask", not where, float(len(where)), 0, "tokens", *sizes, detail=text if where else "")
@@ -184,9 +186,7 @@ def _logps(name: str, key: str, one: dict[str, Any], two: dict[str, Any], limits
     return Quantity(name, equal, largest, limits["largest"], "nats", detail=text)
 
 
-def _reference(
-    left: Side, right: Side, one: dict[str, Any], two: dict[str, Any], limits: dict[str, float]
-) -> Quantity:
+def _reference(left: Side, right: Side, one: dict[str, Any], two: dict[str, Any], limits: dict[str, float]) -> Quantity:
     if ("reference" in one) != ("reference" in two):
         with_it = left.name if "reference" in one else right.name
         return Quantity("reference", False, math.inf, 0, "nats", detail=f"only {with_it} has a reference model")
@@ -250,9 +250,18 @@ def _gradient(left: Side, right: Side, limits: dict[str, float]) -> list[Quantit
     scale = f"a factor of {ratio:.6g}{_named(ratio, left.result['sizes'])}"
     scale += ", the direction is the same: a normaliser" if not turned else ""
     return [
-        Quantity("gradient direction", not turned, angle, limits["angle"], "1 - cosine", detail=direction if turned else ""),
-        Quantity("gradient norm", not longer, abs(ratio - 1), limits["norm"], "relative", *norms, scale if longer else ""),
+        Quantity(
+            "gradient direction", not turned, angle, limits["angle"], "1 - cosine", detail=direction if turned else ""
+        ),
+        Quantity(
+            "gradient norm", not longer, abs(ratio - 1), limits["norm"], "relative", *norms, scale if longer else ""
+        ),
     ]
+
+
+def _where(marked: Any) -> list[tuple[int, int]]:
+    """Row and position of each True."""
+    return [(int(r), int(t)) for r, t in zip(*marked.nonzero(), strict=True)]
 
 
 def _shape(array: Any) -> str:

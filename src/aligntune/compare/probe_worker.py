@@ -7,7 +7,7 @@ samples that batch, so it gets completions and advantages made by hand, which pa
 `bare` builds the library's class alone, with the same arguments and none of our subclasses, hooks and token rows.
 
 Every trained weight is moved a little first, by noise that its name decides: adapters start at no effect and a policy
-at its reference, where many faults cannot be seen. Dropout is off. Nothing is trained or saved, and no reward is called.
+at its reference, where many faults cannot be seen. Dropout is off. Nothing is trained or saved, no reward is called.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def _build(config: RunConfig, bare: bool) -> tuple[Any, _Run]:
     from aligntune.core.backend_factory import create_trainer
     from aligntune.core.callbacks import Progress, StopRequest
     from aligntune.utils.device import DeviceManager
+    from aligntune.utils.run_folder import RunFolder
 
     params = config.algorithm
     if params.driver:
@@ -113,6 +114,7 @@ def _build(config: RunConfig, bare: bool) -> tuple[Any, _Run]:
     trainer = create_trainer(config)
     trainer._train_rows()
     trainer._load()
+    trainer._run = RunFolder.claim(config.output_dir)  # in the probe's folder, for what the run's hooks write
     precision = DeviceManager(config.model.device).precision(config.model.precision)
     with quiet_libraries():
         hf = _bare(trainer) if bare else trainer._build(StopRequest(), Progress(""))

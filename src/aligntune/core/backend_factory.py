@@ -20,6 +20,7 @@ from aligntune.algorithms.base import Kind, algorithm_names, get_algorithm, get_
 from aligntune.backends.names import trainer_name, trainer_type
 from aligntune.core.arguments import trainer_arguments
 from aligntune.core.backend import BACKENDS, BackendType, TrainingType, get_backend
+from aligntune.core.backend_choice import AUTO, settle_backend
 from aligntune.core.config import RLConfig, RunConfig, SFTConfig, load_config
 from aligntune.core.config.aliases import keywords_to_keys
 from aligntune.core.config.io import effective, notices, resolve
@@ -41,7 +42,7 @@ class BackendConfig:
 
     Attributes:
         training_type: supervised (`sft`) or preference and policy optimisation (`rl`).
-        backend: `trl` or `unsloth`.
+        backend: `trl`, `unsloth`, or `auto`, which chooses and says why.
         algorithm: the algorithm's name; for `rl`.
         task_type: the task's name; for `sft`.
         isolation: `auto` or `process`, as in the configuration.
@@ -62,8 +63,10 @@ class BackendConfig:
                 hint=nearest(str(self.training_type), ["sft", "rl"]),
             )
         for name in (self.backend, self.fallback):
-            if name is not None and str(name) not in BACKENDS:
-                raise ConfigurationError(f"unknown backend '{name}'", hint=nearest(str(name), BACKENDS))
+            if name is not None and str(name) not in (*BACKENDS, AUTO):
+                raise ConfigurationError(f"unknown backend '{name}'", hint=nearest(str(name), (*BACKENDS, AUTO)))
+        if str(self.fallback) == AUTO:
+            raise ConfigurationError("fallback must name a backend", hint="fallback='trl'")
 
 
 def create_trainer(config: ConfigSource, *, expect: Kind | None = None) -> Trainer:
@@ -83,13 +86,17 @@ def create_trainer(config: ConfigSource, *, expect: Kind | None = None) -> Train
             f"the configuration has `{'algo' if loaded.kind == 'rl' else 'task'}`, which is not for this function",
             hint=f"use create_{loaded.kind}_trainer",
         )
+    settled, why = settle_backend(loaded)
     if loaded.isolation == "process":
         from aligntune.core.process import ProcessTrainer
 
-        get_backend(loaded.backend)
+        if loaded.python is None:
+            get_backend(settled.backend)
         return ProcessTrainer(loaded)  # type: ignore[return-value]
-    name = trainer_name(loaded)
-    trainer: Trainer = trainer_type(loaded.backend, loaded.kind, name)(loaded)
+    name = trainer_name(settled)
+    trainer: Trainer = trainer_type(settled.backend, settled.kind, name)(settled)
+    if why:
+        trainer._tell([why])
     return trainer
 
 
@@ -170,7 +177,7 @@ class BackendFactory:
             EnvironmentError: the backend is not installed and there is no `fallback`.
         """
         chosen = str(backend_config.backend)
-        if backend_config.fallback and not BACKENDS[chosen].available:
+        if backend_config.fallback and chosen != AUTO and not BACKENDS[chosen].available:
             log.warning("backend '%s' is not installed: using '%s' as asked", chosen, backend_config.fallback)
             chosen = str(backend_config.fallback)
         given = {"backend": chosen, "isolation": backend_config.isolation, **keywords}
@@ -241,6 +248,7 @@ def list_rewards() -> list[Any]:
 
 def describe(config: RunConfig) -> dict[str, Any]:
     """What a configuration will do, as plain values and without importing torch: for `--dry-run`."""
+    config, why = settle_backend(config)
     t, params = config.train, config.algorithm
     batch = t.per_device_batch_size * t.gradient_accumulation_steps
     arithmetic: dict[str, Any] = {
@@ -261,7 +269,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
     return {
         "algorithm": params.key,
         "kind": config.kind,
-        "backend": config.backend,
+        "backend": f"{config.backend} ({why})" if why else config.backend,
         "backend_available": BACKENDS[config.backend].available,
         "trainer": trainer_name(config),
         "library_class": params.trainer.replace(":", "."),

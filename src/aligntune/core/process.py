@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class ProcessTrainer:
     """Stands for a trainer that lives in a worker process. `close()` or the end of this process ends it.
 
     Args:
-        config: a resolved configuration.
+        config: a resolved configuration; `python` is the interpreter of the worker.
         log: file that gets what the worker prints; None leaves it on this process's standard error.
     """
 
@@ -124,7 +125,7 @@ class ProcessTrainer:
         if self._worker is None:
             with nullcontext() if self._log is None else open(self._log, "ab") as printed:
                 self._worker = subprocess.Popen(
-                    [sys.executable, "-m", "aligntune.core.process"],
+                    [self._python(), "-m", "aligntune.core.process"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=printed,
@@ -132,8 +133,26 @@ class ProcessTrainer:
                     env=clean_environment(),
                     start_new_session=True,  # Ctrl-C reaches the worker through `_answer` only, once
                 )
-            self._send({"config": {**effective(self.config), "isolation": "auto"}})
+            sent = {k: v for k, v in effective(self.config).items() if k != "python"}
+            self._send({"config": {**sent, "isolation": "auto"}})
         return self._worker
+
+    def _python(self) -> str:
+        """The interpreter of the worker.
+
+        Raises:
+            ConfigurationError: `python` names no program.
+        """
+        if self.config.python is None:
+            return sys.executable
+        # Not resolved: a virtual environment is found by the path of the link that starts it.
+        found = shutil.which(os.path.expanduser(self.config.python))
+        if found is None:
+            raise errors.ConfigurationError(
+                f"python: {self.config.python} is no program that can be run",
+                hint="give the path of an interpreter, such as envs/unsloth/bin/python",
+            )
+        return os.path.abspath(found)
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._worker is not None  # made in _start
@@ -149,7 +168,7 @@ class ProcessTrainer:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise _ended(worker.wait(), f"{method}()")
+            raise _ended(worker.wait(), f"{method}()", self.config.python)
         reply = json.loads(line)
         self.state = TrainingState(**reply["state"])
         self.notes, self.resume_hint = reply["notes"], reply["resume_hint"]
@@ -176,7 +195,12 @@ class ProcessTrainer:
             raise
 
 
-def _ended(code: int, when: str) -> errors.TrainingError:
+def _ended(code: int, when: str, python: str | None = None) -> errors.TrainingError:
+    if python is not None and code == 1:
+        return errors.TrainingError(
+            f"the worker process of {python} ended with code 1 during {when}",
+            hint=f"its last words are above; `{python} -m pip install aligntune` if the package is missing there",
+        )
     return errors.TrainingError(
         f"the worker process ended with code {code} during {when}, and its model with it",
         hint="its last words are above, on standard error; code -9 often means that memory ran out",

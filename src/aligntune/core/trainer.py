@@ -280,8 +280,10 @@ class Trainer:
         if stop:
             raise KeyboardInterrupt
         seconds, loss = time.monotonic() - started, float(output.training_loss)
-        if checkpoint and not keeps_window(self._hf):
-            # The library divides the loss of the steps since the resume by the number of all steps.
+        if keeps_window(self._hf):
+            # Transformers 5.17 divides the sum by all steps and 5.23 by those since the resume; the sum is of all.
+            loss = float(self._hf._total_loss_scalar) / max(self.state.step, 1)
+        elif checkpoint:
             loss *= self.state.step / max(self.state.step - checkpoint.step, 1)
         if not math.isfinite(loss):
             raise TrainingError(

@@ -15,6 +15,7 @@ from typing import Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.core.backend import BACKENDS, get_backend
+from aligntune.core.backend_choice import settle_backend
 from aligntune.core.checks import check_packages
 from aligntune.core.config.root import RunConfig
 from aligntune.errors import AlignTuneError, ValidationError
@@ -35,7 +36,7 @@ def check(config: RunConfig, *, file: str | None = None, overrides: Sequence[str
         file, overrides: where it comes from, for the source of each value.
         show: how many rows to show as trained, beside the longest one.
     """
-    config = dataclasses.replace(config, isolation="auto")
+    config, _ = settle_backend(dataclasses.replace(config, isolation="auto", python=None))
     subject, report = Subject(config), Report(settings=settings.sources(file, overrides, config))
     count = len(subject.train.dataset) if subject.train is not None else None
     shape, why = memory.shape(config)

@@ -10,7 +10,6 @@ imported.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +19,9 @@ from aligntune.core.config.base import field_docs, is_section, to_plain, walk
 from aligntune.core.config.io import changed_keys, inert_keys
 from aligntune.core.config.reading import copy_plain, parse_yaml
 from aligntune.core.config.root import RunConfig
+from aligntune.core.versions import UNTESTED, describe, is_tested, tested_sets, used
 from aligntune.preflight.verdict import Verdict
 
-TESTED: tuple[dict[str, str], ...] = (
-    {"torch": "2.13.0", "trl": "1.14.2", "transformers": "5.17.0", "unsloth": "2026.10.9"},
-)
-"""Sets of versions that the test suite runs with; the first is `constraints.txt`."""
 RATES: dict[str, tuple[float, float, str]] = {
     "sft": (1e-6, 1e-4, "2e-5 in Stanford Alpaca and TRL, 1e-5 in InstructGPT (arXiv:2203.02155)"),
     "classification": (1e-6, 1e-4, "2e-5 to 5e-5 in BERT (arXiv:1810.04805, appendix A.3)"),
@@ -131,28 +127,17 @@ def _reason(config: RunConfig, key: str) -> str:
 # ---- environment -----------------------------------------------------------------------------------------------
 
 
-def installed(name: str) -> str | None:
-    """The version of a package; None where it is not installed."""
-    try:
-        return importlib.metadata.version(name).partition("+")[0]
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def versions(config: RunConfig) -> Verdict:
     """Whether the libraries that this run uses are a set that the tests have run with."""
-    wanted = ["torch", "trl", "transformers"] + (["unsloth"] if config.backend == "unsloth" else [])
-    found = {name: installed(name) for name in wanted}
-    shown = ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items())
-    if any(all(found[n] == tested[n] for n in wanted) for tested in TESTED):
-        return Verdict("versions", "config", "pass", f"a tested set: {shown}", data={"found": found})
-    tested = "; ".join(", ".join(f"{n} {t[n]}" for n in wanted) for t in TESTED)
+    found = used(config.backend)
+    if is_tested(config.backend):
+        return Verdict("versions", "config", "pass", f"a tested set: {describe(found)}", data={"found": found})
     return Verdict(
         "versions",
         "config",
         "warn",
-        "the tests have not run with this set of versions",
-        [f"installed: {shown}", f"tested: {tested}"],
+        UNTESTED,
+        [f"installed: {describe(found)}", f"tested: {tested_sets(config.backend)}"],
         "pip install -c constraints.txt aligntune, or run the tests with this set",
         {"found": found},
     )

@@ -62,11 +62,15 @@ class RunConfig:
     """What is written while the run goes on."""
     cache: CacheConfig = Field(default_factory=CacheConfig)
     """Where prepared data are kept."""
-    backend: Literal["trl", "unsloth"] = "trl"
-    """The training stack: the only line that changes between backends."""
+    backend: Literal["trl", "unsloth", "auto"] = "trl"
+    """The training stack: the only line that changes between backends. auto: Unsloth where a CUDA GPU, the installed
+    versions, the algorithm and the settings allow it, else TRL; the run's notes say why."""
     isolation: Literal["auto", "process"] = "auto"
     """auto: train in this process, and refuse where another backend was imported first. process: train in a
     fresh process and bring the results back, because only a process boundary isolates."""
+    python: Text | None = None
+    """The Python interpreter of the worker process (`isolation: process`), such as that of another virtual environment
+    with its own versions; AlignTune must be installed there. null: the interpreter of this process."""
     output_dir: Text = "runs/run"
     """The run's folder; a finished run in it is never overwritten."""
 
