@@ -97,7 +97,11 @@ def stored(config: ModelConfig, head: Head, tasks: Sequence[EvalTask]) -> Labels
     given = next((task.labels for task in tasks if task.labels is not None), None)
     if any(task.labels not in (None, given) for task in tasks):
         raise ConfigurationError("two tasks list different labels", hint="the labels are the model's: list them once")
-    found = stored_labels(config, head, listed=given is not None, replaced=False)
+    try:
+        found = stored_labels(config, head, listed=given is not None, replaced=False)
+    except ConfigurationError as e:
+        hint = "use the kind that measures this head, or list the labels of an adapter that does not say them (labels)"
+        raise ConfigurationError(e.message, hint=hint) from e
     if found is None and (given is None or find_source(config.name_or_path, config.revision).adapter is None):
         raise ConfigurationError(
             f"{config.name_or_path} has no classification head", hint=f"train one (`task: {_task(head)}`), or {ASK}"
