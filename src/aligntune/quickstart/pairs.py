@@ -2,7 +2,8 @@
 
 For each prompt, k answers are sampled at temperature 1; `chosen` is one with the full reward, `rejected` one that the
 first reward (right or wrong) gave 0 and that is not empty. A prompt whose answers are all right or all wrong gives no
-pair; no prompt gives more than one.
+pair; no prompt gives more than one. `aligntune data pairs` is the general tool: it ranks by any scores, where this
+knows what a right answer scores.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def sample_pairs(
     Raises:
         TrainingError: no prompt gave a pair.
     """
+    from aligntune.data.pairs.ranking import score_answers
     from aligntune.eval.generation import generate_texts
     from aligntune.rewards import build_rewards
 
@@ -60,9 +62,8 @@ def sample_pairs(
         num_samples=samples,
         seed=seed,
     )
+    scores = score_answers(composite, rows, answers)
     texts = [text for texts in answers for text in texts]
-    columns = {name: [row[name] for row in rows for _ in range(samples)] for name in rows[0]}
-    scores = composite.score_batch(texts, columns)
     first = composite.components[0]
     full = sum(c.weight * c.bounds[1] for c in composite.components)
     right = first.bounds[1]
