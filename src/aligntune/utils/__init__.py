@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TrainingError,
         ValidationError,
     )
+    from aligntune.utils.checkpoints import CheckpointManager
     from aligntune.utils.device import DeviceManager
     from aligntune.utils.model_loader import Loaded, ModelLoader
     from aligntune.utils.run_folder import RunFolder
@@ -31,6 +32,7 @@ _LAZY = {
     "EnvironmentError": "aligntune.errors:EnvironmentError",
     "TrainingError": "aligntune.errors:TrainingError",
     "ValidationError": "aligntune.errors:ValidationError",
+    "CheckpointManager": "aligntune.utils.checkpoints:CheckpointManager",
     "DeviceManager": "aligntune.utils.device:DeviceManager",
     "Loaded": "aligntune.utils.model_loader:Loaded",
     "ModelLoader": "aligntune.utils.model_loader:ModelLoader",
@@ -39,6 +41,7 @@ _LAZY = {
 
 __all__ = [
     "AlignTuneError",
+    "CheckpointManager",
     "ConfigurationError",
     "DeviceManager",
     "EnvironmentError",
