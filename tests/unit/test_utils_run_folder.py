@@ -22,7 +22,7 @@ def test_claim_makes_the_folder_and_marks_it_running(tmp_path: Path) -> None:
     run = RunFolder.claim(tmp_path / "a" / "b")
     assert run.path == tmp_path / "a" / "b"
     assert run.status == "running"
-    assert sorted(os.listdir(run.path)) == ["manifest.json"]
+    assert sorted(os.listdir(run.path)) == [".run.lock", "manifest.json"]
     assert read_manifest(run.path)["process"]["pid"] == os.getpid()
 
 

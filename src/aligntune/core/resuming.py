@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from aligntune.core.early_stopping import replay
 from aligntune.core.saving import Checkpoint, find_checkpoint
-from aligntune.utils.checkpoints import CheckpointManager
+from aligntune.utils.checkpoints import STAGING, CheckpointManager
 from aligntune.utils.run_folder import read_manifest
 
 if TYPE_CHECKING:
@@ -51,10 +51,15 @@ def begin(trainer: Trainer, start: Checkpoint | None) -> Checkpoint | None:
     Returns:
         `start`, with the path that it has now.
     """
+    trainer._tell(trainer._run.notes)
     if not trainer._run.resumed:
         return start
     outside = start is not None and not Path(start.path).is_relative_to(trainer._run.path)
-    if not outside:
+    if not trainer._run.leads:  # the first process moves a sealed folder to its place
+        if start is not None and Path(start.path).parent.name == STAGING:
+            moved = Path(start.path).parents[1] / Path(start.path).name
+            start = Checkpoint(str(moved), start.step, start.skipped)
+    elif not outside:
         start, notes = CheckpointManager(trainer._run.path).settle(start)
         trainer._tell(notes)
     replay(trainer, trainer._run.rewind(start.step if start else 0))

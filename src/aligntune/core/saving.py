@@ -31,6 +31,8 @@ def save(trainer: Trainer, folder: Path) -> Path:
     """
     from aligntune.utils.files import disk_errors
 
+    if trainer._hf is not None and not trainer._hf.args.should_save:
+        return folder  # another process of the run writes it
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         made = folder / STAGED

@@ -388,7 +388,8 @@ class Trainer:
         return sample_answers(self, prepared, count)
 
     def _write_report(self) -> None:
-        import_attribute(REPORT)(self._run.path)
+        if self._run.leads:
+            import_attribute(REPORT)(self._run.path)
 
     @property
     def resume_hint(self) -> str:

@@ -188,6 +188,13 @@ def number(value: Any) -> float | None:
     return _NON_FINITE.get(value) if isinstance(value, str) else None
 
 
+def sync_file(path: Path) -> None:
+    """Put what was appended to a file on the disk; nothing happens where there is no file."""
+    if path.exists():
+        with disk_errors(path.parent), open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
 def rewrite_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Replace a JSON-lines file by `rows`, atomically."""
     text = "".join(json.dumps(jsonable(row), allow_nan=False) + "\n" for row in rows)

@@ -38,9 +38,11 @@ class RolloutWriter:
     Args:
         folder: the `rollouts` folder; made at the first write. Numbering goes on after the parts in it.
         rows_per_part: rows that make a part.
+        rank: number of the process in a distributed run; parts of those after the first carry it in their name.
     """
 
-    def __init__(self, folder: Path, rows_per_part: int = ROWS_PER_PART) -> None:
+    def __init__(self, folder: Path, rows_per_part: int = ROWS_PER_PART, rank: int = 0) -> None:
+        self._suffix = f"-r{rank}" if rank else ""
         self.folder = folder
         self.rows_per_part = rows_per_part
         self._rows: list[Mapping[str, Any]] = []
@@ -61,8 +63,9 @@ class RolloutWriter:
             return
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            numbers = [int(part.stem[5:]) for part in parts(self.folder)]
-            _write_part(self.folder / f"part-{max(numbers, default=-1) + 1:05d}.parquet", _table(self._rows))
+            numbers = [int(part.stem[5:].partition("-")[0]) for part in parts(self.folder)]
+            name = f"part-{max(numbers, default=-1) + 1:05d}{self._suffix}.parquet"
+            _write_part(self.folder / name, _table(self._rows))
         self._rows = []
 
 

@@ -35,9 +35,11 @@ from aligntune.utils.files import (
     disk_errors,
     read_lines,
     rewrite_lines,
+    sync_file,
     write_atomic,
     write_json,
 )
+from aligntune.utils.lock import RunLock
 from aligntune.utils.rollouts import RolloutWriter, rewind_rollouts
 
 Status = Literal["running", "finished", "failed", "interrupted"]
@@ -79,13 +81,17 @@ class RunFolder:
     Attributes:
         path: the folder.
         resumed: True where `claim` found an unfinished run and was told to go on with it.
+        notes: what was found on the way, one sentence each.
+        leads: False in the processes of a distributed run that write nothing here but their own rollouts.
     """
 
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
         self.path = path
         self.resumed = resumed
+        self.notes: list[str] = []
+        self.leads = _rank() == 0
         self._started = time.monotonic()
-        self._rollouts = RolloutWriter(path / ROLLOUTS)
+        self._rollouts = RolloutWriter(path / ROLLOUTS, rank=_rank())
 
     @classmethod
     def check(cls, path: str | os.PathLike[str], *, resume: bool = False) -> Path:
@@ -98,11 +104,14 @@ class RunFolder:
         """
         folder = Path(os.path.abspath(os.path.expanduser(path)))
         _check_writable(folder)
+        if _rank():
+            return folder  # the first process of the run decides, and may have claimed it already
         manifest = read_manifest(folder)
         if manifest is None:
             _check_free(folder)
         else:
             _check_state(folder, manifest, resume)
+        RunLock(folder).check()
         return folder
 
     @classmethod
@@ -122,10 +131,15 @@ class RunFolder:
         missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        run = cls(folder, resumed=resume and before is not None)
+        run = cls(folder, resumed=resume and (before is not None or _rank() > 0))
+        if not run.leads:
+            return run
         try:
+            took = RunLock(folder).acquire()
+            run.notes += [took] if took else []
             run._begin(before if run.resumed else None)
         except ConfigurationError:
+            RunLock(folder).release()
             for made in missing:  # innermost first; a folder that is not empty is not ours to remove
                 if made.is_dir() and not any(made.iterdir()):
                     made.rmdir()
@@ -159,35 +173,40 @@ class RunFolder:
         import yaml
 
         text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
-        write_atomic(self.path / CONFIG, text.encode())
+        if self.leads:
+            write_atomic(self.path / CONFIG, text.encode())
         return self.path / CONFIG
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `value` to the file `name` in the folder, atomically. Returns its path."""
-        write_json(self.path / name, value)
+        if self.leads:
+            write_json(self.path / name, value)
         return self.path / name
 
     def update_manifest(self, entries: Mapping[str, Any]) -> None:
         """Add or replace top-level entries of `manifest.json` (what `manifest.collect` returns, timings
         ...).
         """
-        write_json(self.path / MANIFEST, {**(read_manifest(self.path) or {}), **entries})
+        if self.leads:
+            write_json(self.path / MANIFEST, {**(read_manifest(self.path) or {}), **entries})
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`; `time` (seconds since the claim) is added where it is
         missing.
         """
-        append_line(self.path / METRICS, row if "time" in row else {**row, "time": round(self.elapsed, 3)})
+        self._append(METRICS, [row if "time" in row else {**row, "time": round(self.elapsed, 3)}])
 
     def append_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to `samples.jsonl`."""
-        for row in rows:
-            append_line(self.path / SAMPLES, row)
+        self._append(SAMPLES, rows)
 
     def append_evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to `evaluations.jsonl` (`aligntune.eval.in_training.evaluation_rows`)."""
-        for row in rows:
-            append_line(self.path / EVALUATIONS, row)
+        self._append(EVALUATIONS, rows)
+
+    def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows if self.leads else ():
+            append_line(self.path / name, row)
 
     def append_rollouts(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store sampled completions; written in parts of `rollouts.ROWS_PER_PART` rows and at `flush`.
@@ -198,25 +217,38 @@ class RunFolder:
         self._rollouts.append(rows)
 
     def flush(self) -> None:
-        """Write the rollouts that are still in memory. Call it before a checkpoint is written."""
+        """Write the rollouts that are still in memory, and let the system put every line on the disk. Call it before a
+        checkpoint is written, so that no file ends before the checkpoint's step."""
         self._rollouts.flush()
+        for name in LINES if self.leads else ():
+            sync_file(self.path / name)
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Cut metrics, samples, evaluations and rollouts that were written after `step` (the restored checkpoint's).
 
         A row without `step` stays. Returns the rows of `metrics.jsonl` that stay.
         """
-        for name in LINES:
+        for name in LINES if self.leads else ():
             rows = read_lines(self.path / name)
             kept = [row for row in rows if row.get("step", 0) <= step]
             if len(kept) < len(rows):
                 rewrite_lines(self.path / name, kept)
-        rewind_rollouts(self.path / ROLLOUTS, step)
-        return list(read_lines(self.path / METRICS))
+        if self.leads:
+            rewind_rollouts(self.path / ROLLOUTS, step)
+        return [row for row in read_lines(self.path / METRICS) if row.get("step", 0) <= step]
 
     def mark_finished(self, summary: Mapping[str, Any] | None = None) -> None:
         """Flush, and mark the run as finished: the folder is refused to any other run from now on."""
-        self._mark("finished", summary=dict(summary or {}))
+        self._mark("finished", summary=dict(summary or {}), **self._outcome())
+
+    def _outcome(self) -> dict[str, Any]:
+        """Hashes of what a training run has made and of the order of its data; nothing for other folders."""
+        from aligntune.utils.manifest import results
+
+        if not (self.path / METRICS).exists():
+            return {}
+        order = read_lines(self.path / ORDER)[-1:]
+        return {"results": results(self.path), "data_order": order[0] if order else None}
 
     def mark_failed(self, error: BaseException) -> None:
         """Mark the run as failed, with the error's class and message."""
@@ -227,9 +259,12 @@ class RunFolder:
         self._mark("interrupted")
 
     def _mark(self, status: Status, **entries: Any) -> None:
-        self.flush()
-        seconds = round(self.elapsed, 3)
-        self.update_manifest({"status": status, "ended_at": _now(), "seconds": seconds, **entries})
+        try:
+            self.flush()
+            seconds = round(self.elapsed, 3)
+            self.update_manifest({"status": status, "ended_at": _now(), "seconds": seconds, **entries})
+        finally:
+            RunLock(self.path).release()
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -329,6 +364,11 @@ def _alive(process: Mapping[str, Any]) -> bool:
         return bool(abs(psutil.Process(pid).create_time() - created) < 2)
     except psutil.NoSuchProcess:
         return False
+
+
+def _rank() -> int:
+    """Number of this process in a distributed run (torchrun's variable); 0 in any other."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _now() -> str:
