@@ -6,7 +6,7 @@
     L3  core/* (the life of a run)
     L4  backends
     L5  core/backend_factory
-    L6  rewards/training, compare, report, preflight
+    L6  rewards/training, compare, diagnosis, report, preflight
     L7  cli, recipes, quickstart
 
 Imports are read from the source, those inside functions and under TYPE_CHECKING too. Lazy "module:attribute" strings
@@ -31,6 +31,7 @@ LAYERS = {
     "aligntune.core.config": 1,
     "aligntune.core.backend": 1,
     "aligntune.core.isolation": 1,
+    "aligntune.core.fingerprint": 1,
     "aligntune.algorithms": 1,
     "aligntune.data": 2,
     "aligntune.grading": 2,
@@ -43,6 +44,7 @@ LAYERS = {
     "aligntune.core.process": 5,  # the factory, reached through a worker process
     "aligntune.rewards.training": 6,
     "aligntune.compare": 6,
+    "aligntune.diagnosis": 6,
     "aligntune.report": 6,
     "aligntune.preflight": 6,
     "aligntune.cli": 7,

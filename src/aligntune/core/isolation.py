@@ -10,7 +10,7 @@ It does not isolate by itself: only a process does (`isolation: process`).
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import importlib.machinery
 import os
 import sys
@@ -18,6 +18,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from aligntune.core.fingerprint import fingerprint
 from aligntune.errors import EnvironmentError
 
 FLAGS = ("PURE_TRL_MODE", "TRL_ONLY_MODE", "DISABLE_UNSLOTH_FOR_TRL")
@@ -25,21 +26,37 @@ FLAGS = ("PURE_TRL_MODE", "TRL_ONLY_MODE", "DISABLE_UNSLOTH_FOR_TRL")
 FOREIGN = ("unsloth", "unsloth_zoo")
 PATCHED_LIBRARIES = ("trl", "transformers", "peft")
 """What Unsloth replaces parts of, and must therefore be imported before."""
-_FINGERPRINTED = (
-    "trl.trainer.", "transformers.trainer", "transformers.modeling_utils", "transformers.generation.utils",
-    "transformers.models.", "transformers.masking_utils", "transformers.training_args", "transformers.optimization",
-    "peft.peft_model", "peft.tuners.lora", "accelerate.accelerator", "accelerate.optimizer",
-)  # fmt: skip
-_ALLOWED = {"is_unsloth_available"}  # TRL's own probe, which only has the word in its name
 
 
 LEFT_BEHIND = (*FLAGS, "UNSLOTH_", "TORCHINDUCTOR_", "TRITON_")
 """Beginnings of the variables that a backend leaves in the environment of its process."""
+_changed: dict[str, tuple[str | None, str | None]] = {}  # by an import of Unsloth: variable to (before, after)
+
+
+@contextlib.contextmanager
+def watched_environment() -> Iterator[None]:
+    """Remember which variables the block changes, so that other processes do not get them."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in before.keys() | os.environ.keys():
+            if before.get(name) != os.environ.get(name):
+                _changed[name] = (before.get(name), os.environ.get(name))
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what a backend left in it, for the process of another one."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(LEFT_BEHIND)}
+    """This process's environment without what a backend changed in it, for the process of another one.
+
+    A variable that somebody has set again since then is kept as it is now.
+    """
+    env = dict(os.environ)
+    for name, (before, after) in _changed.items():
+        if env.get(name) == after:
+            env.pop(name, None)
+            if before is not None:
+                env[name] = before
+    return {k: v for k, v in env.items() if not k.startswith(LEFT_BEHIND)}
 
 
 class _BlockedLoader:
@@ -115,67 +132,16 @@ def enter_unsloth() -> None:
     sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _Guard)]
 
 
-def _code_hash(code: types.CodeType) -> str:
-    h = hashlib.sha256(code.co_code)
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            h.update(_code_hash(const).encode())
-        else:
-            h.update(repr(sorted(map(repr, const)) if isinstance(const, frozenset) else const).encode())
-    h.update(repr((code.co_names, code.co_varnames)).encode())
-    return h.hexdigest()
-
-
-def _functions(module: types.ModuleType) -> Iterator[tuple[str, types.FunctionType]]:
-    """Functions and methods reachable from a module's names, as (qualified name, function)."""
-    for name, value in sorted(vars(module).items()):
-        if isinstance(value, types.FunctionType):
-            yield f"{module.__name__}.{name}", value
-        elif isinstance(value, type) and value.__module__.partition(".")[0] in (
-            module.__name__.partition(".")[0],
-            *FOREIGN,
-        ):
-            for attribute, member in sorted(vars(value).items()):
-                function = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
-                function = function.fget if isinstance(function, property) else function
-                if isinstance(function, types.FunctionType):
-                    yield f"{module.__name__}.{name}.{attribute}", function
-
-
-def fingerprint() -> dict[str, Any]:
-    """A hash of the training code that is loaded now, and which of it comes from elsewhere.
-
-    Returns:
-        `hash` (sha256 over names, files and byte code of every function of the loaded training modules), `symbols` (how
-        many there are), `foreign` (those whose code lies in Unsloth's packages or its generated files).
-    """
-    h = hashlib.sha256()
-    symbols, foreign = 0, []
-    for name in sorted(sys.modules):
-        module = sys.modules[name]
-        if not name.startswith(_FINGERPRINTED) or not isinstance(module, types.ModuleType):
-            continue
-        if type(module) is not types.ModuleType:
-            continue  # a lazy package: looking at its names would import them
-        for qualified, function in _functions(module):
-            symbols += 1
-            h.update(f"{qualified}\0{_code_hash(function.__code__)}\0".encode())
-            origin = f"{function.__module__} {function.__code__.co_filename}".lower()
-            if "unsloth" in origin and function.__name__ not in _ALLOWED:
-                foreign.append(qualified)
-    return {"hash": h.hexdigest(), "symbols": symbols, "foreign": foreign}
-
-
 def assert_unpatched() -> dict[str, Any]:
     """The fingerprint of a TRL process.
 
     Raises:
-        EnvironmentError: part of the training code was replaced.
+        EnvironmentError: part of the training code is Unsloth's.
     """
     found = fingerprint()
     if found["foreign"]:
         raise EnvironmentError(
-            f"{len(found['foreign'])} parts of the training code were replaced, first {found['foreign'][0]}",
+            f"{len(found['foreign'])} parts of the training code were replaced by Unsloth, first {found['foreign'][0]}",
             hint="start a fresh process that does not import unsloth",
             context=found,
         )

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntune.core.config.io import effective
-from aligntune.utils.files import jsonable
+from aligntune.utils.files import jsonable, write_atomic
 from aligntune.utils.logging import get_logger
-from aligntune.utils.run_folder import CONFIG
+from aligntune.utils.run_folder import CODE_DIFF, CONFIG
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
@@ -26,14 +26,31 @@ log = get_logger(__name__)
 def write_header(run: Trainer, code: dict[str, Any]) -> None:
     """The resolved configuration and the manifest's entries that are known before the first step."""
     from aligntune.utils import manifest
-    from aligntune.utils.device import DeviceManager
 
+    if run.config.backend == "trl" and code.get("by"):
+        who = ", ".join(f"{count} by {name}" for name, count in list(code["by"].items())[:3])
+        run._tell([f"parts of the training libraries' code were replaced in this process: {who}"])
     resolved = effective(run.config)
     if changed := _changes(run._run.path / CONFIG, resolved):
         run._tell([f"resumed with other settings than before: {'; '.join(changed)}"])
     run._run.write_config(resolved)
+    run._run.update_manifest(header_entries(run, code))
+    if (diff := manifest.uncommitted(Path.cwd())) is not None:
+        write_atomic(run._run.path / CODE_DIFF, diff.encode("utf-8", "surrogatepass"))
+
+
+def header_entries(run: Trainer, code: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's entries that are known once data, rewards and model are loaded.
+
+    Args:
+        run: the run.
+        code: the backend's fingerprint of the code that trains.
+    """
+    from aligntune.utils import manifest
+    from aligntune.utils.device import DeviceManager
+
     sources = {r.name: r.source for r in run.rewards.components} if run.rewards is not None else {}
-    entries = manifest.collect(
+    return manifest.collect(
         run.config,
         datasets=[d for d in (run._train_data, run._eval_data) if d is not None],
         tokenizer=run.tokenizer,
@@ -42,13 +59,8 @@ def write_header(run: Trainer, code: dict[str, Any]) -> None:
         reward_sources=sources,
         fingerprint=code,
         device=DeviceManager(run.config.model.device).summary(),
-        extra={
-            "notes": run.notes,
-            "backend": run.config.backend,
-            "algorithm": run.config.algorithm.key,
-        },
+        extra={"notes": run.notes, "backend": run.config.backend, "algorithm": run.config.algorithm.key},
     )
-    run._run.update_manifest(entries)
 
 
 def _changes(before: Path, now: dict[str, Any]) -> list[str]:

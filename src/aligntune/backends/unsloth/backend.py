@@ -17,7 +17,7 @@ from typing import Any
 
 from aligntune.core.backend import BACKENDS, Backend
 from aligntune.core.config.root import RunConfig
-from aligntune.core.isolation import enter_unsloth
+from aligntune.core.isolation import enter_unsloth, watched_environment
 from aligntune.errors import ConfigurationError, EnvironmentError
 from aligntune.registry import import_attribute
 
@@ -57,7 +57,8 @@ class UnslothBackend(Backend):
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             os.environ["UNSLOTH_COMPILE_LOCATION"] = os.path.join(folder, "cache")
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # it prints a banner; standard output is the command's own
+            # It prints a banner; standard output is the command's own.
+            with contextlib.redirect_stdout(sys.stderr), watched_environment():
                 import_attribute("unsloth:FastLanguageModel")
         except (ImportError, NotImplementedError) as e:
             raise EnvironmentError(

@@ -1,0 +1,194 @@
+"""Which code trains: a hash of the loaded training code, and which of it is not what the installed files compile to.
+
+    >>> found = fingerprint()
+    >>> found["hash"], found["replaced"]
+    ('5d1c...', [])
+
+Every function and method of the loaded training modules (of TRL, Transformers, PEFT, Accelerate, Datasets, bitsandbytes
+and the parts of PyTorch that are known to be replaced) is held against the code that its module's file compiles to,
+which Python keeps beside it (`__pycache__`). A function whose code is not there was put in its place by somebody, and the
+file of its code says by whom. Decorators are looked through. Nothing is imported for it.
+
+It sees code, not data: a changed default, constant or environment variable is only seen by `aligntune diagnose isolation
+--full`, which compares this process's imports with those of an untouched one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import types
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+TRAINED_WITH = (
+    "trl.", "peft.", "accelerate.", "bitsandbytes.", "datasets.arrow_dataset", "datasets.iterable_dataset",
+    "transformers.trainer", "transformers.modeling_", "transformers.generation.", "transformers.models.",
+    "transformers.masking_utils", "transformers.training_args", "transformers.optimization", "transformers.integrations.",
+    "transformers.cache_utils", "transformers.configuration_utils", "transformers.quantizers.", "transformers.data.",
+    "transformers.tokenization_", "transformers.loss.", "transformers.processing_utils",
+    "torch.nn.init", "torch.nn.functional", "torch.nn.modules.", "torch.optim.", "torch.serialization", "torch.cuda",
+    "torch.utils.checkpoint", "torch.nn.attention.flex_attention", "torch.amp.",
+)  # fmt: skip
+"""Beginnings of the names of the modules that are looked at, where they are loaded."""
+SHOWN = 2000
+"""Most names that are kept of the replaced ones."""
+_GENERATED = ("<string>", "<attrs generated", "<frozen", "<torch_package", "<eval_with_key>")
+"""File names of code that libraries make themselves, as `dataclasses` does."""
+
+
+class Sources:
+    """What the files of loaded modules compile to, read on demand."""
+
+    def __init__(self) -> None:
+        self._modules = {}
+        for name, module in list(sys.modules.items()):
+            if type(module) is types.ModuleType or type(module).__module__.startswith(("transformers", "trl")):
+                file = vars(module).get("__file__")
+                if file:
+                    self._modules.setdefault(file, name)
+        self._codes: dict[str, set[types.CodeType] | None] = {}
+
+    def codes(self, file: str) -> set[types.CodeType] | None:
+        """All code objects of a file; None where no loaded module has it, or its source is not there."""
+        if file not in self._codes:
+            self._codes[file] = self._read(file)
+        return self._codes[file]
+
+    def _read(self, file: str) -> set[types.CodeType] | None:
+        code = self.module_code(self._modules.get(file, ""))
+        return None if code is None else set(_all_codes(code))
+
+    def module_code(self, name: str) -> types.CodeType | None:
+        """The code of a loaded module, from the cache beside its file or compiled anew."""
+        loader = getattr(vars(sys.modules[name]).get("__spec__"), "loader", None) if name in sys.modules else None
+        if not hasattr(loader, "get_code"):
+            return None
+        try:
+            return loader.get_code(name)  # type: ignore[union-attr,no-any-return]
+        except (ImportError, OSError):
+            return None
+
+
+def _all_codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _all_codes(const)
+
+
+def fingerprint() -> dict[str, Any]:
+    """The hash of the training code that is loaded now, and what of it was replaced.
+
+    Returns:
+        `hash`: sha256 over names and code of every function that was looked at. `symbols`: how many. `replaced`: names
+        of those whose code is not what the installed file compiles to. `by`: file or module to the number of symbols
+        that it replaced. `foreign`: the replaced ones whose code is Unsloth's.
+    """
+    sources, digest = Sources(), hashlib.sha256()
+    symbols, replaced, by = 0, {}, dict[str, int]()
+    for name in sorted(sys.modules):
+        module = sys.modules[name]
+        if type(module) is not types.ModuleType or not f"{name}.".startswith(TRAINED_WITH):
+            continue  # a lazy package, whose names would be imported by looking at them, or none that trains
+        for qualified, function, owner in _symbols(module, sources):
+            symbols += 1
+            digest.update(qualified.encode())
+            digest.update(code_hash(function.__code__))
+            culprit = owner or _culprit(function, sources)
+            if culprit:
+                replaced[qualified] = culprit
+                by[culprit] = by.get(culprit, 0) + 1
+    foreign = [n for n, culprit in replaced.items() if "unsloth" in culprit.lower()]
+    return {
+        "hash": digest.hexdigest(),
+        "symbols": symbols,
+        "replaced": list(replaced)[:SHOWN],
+        "by": dict(sorted(by.items(), key=lambda item: -item[1])),
+        "foreign": foreign[:SHOWN],
+    }
+
+
+def _symbols(module: types.ModuleType, sources: Sources) -> Iterator[tuple[str, types.FunctionType, str]]:
+    """(name, function, culprit) of the functions and methods of a module; the culprit of a class that was exchanged."""
+    name = module.__name__
+    code = sources.module_code(name)
+    own = {c.co_name for c in code.co_consts if isinstance(c, types.CodeType)} if code is not None else set()
+    for attribute, value in sorted(vars(module).items()):
+        home = getattr(value, "__module__", None)
+        if isinstance(value, type):
+            exchanged = home if home != name and (attribute in own or _is_foreign(home)) else ""
+            if home != name and not exchanged:
+                continue  # imported from its own module, where it is looked at
+            members = list(_methods(value))
+            if any(f.__code__.co_filename == vars(module).get("__file__") for _, f in members):
+                exchanged = ""  # it was made here and says otherwise, as PyTorch's optimizers do
+            for member, function in members:
+                yield f"{name}.{attribute}.{member}", function, exchanged or ""
+            continue
+        function = _function(value)
+        if function is not None and (home == name or attribute in own or _is_foreign(home)):
+            yield f"{name}.{attribute}", function, ""
+
+
+def _is_foreign(module: str | None) -> bool:
+    return (module or "").lower().startswith("unsloth")
+
+
+def _methods(cls: type) -> Iterator[tuple[str, types.FunctionType]]:
+    for attribute, member in sorted(vars(cls).items()):
+        function = _function(member)
+        if function is not None:
+            yield attribute, function
+
+
+def _function(value: Any) -> types.FunctionType | None:
+    """The function in a method, property, cache or partial; None where there is none."""
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    elif isinstance(value, property):
+        value = value.fget
+    elif isinstance(value, partial):
+        value = value.func
+    if not isinstance(value, types.FunctionType):
+        value = getattr(value, "__wrapped__", None)
+    return value if isinstance(value, types.FunctionType) else None
+
+
+def _culprit(function: types.FunctionType, sources: Sources, depth: int = 0) -> str:
+    """The file that a function's code comes from, where that is not its own; "" for code as it was installed."""
+    code = function.__code__
+    file = code.co_filename
+    if not file.startswith(_GENERATED):
+        known = sources.codes(file)
+        if known is None or code not in known:
+            return file
+        if "unsloth" in file.lower():
+            return file
+    if depth > 3:
+        return ""
+    inner = [getattr(function, "__wrapped__", None)]
+    for cell in function.__closure__ or ():
+        try:
+            inner.append(cell.cell_contents)
+        except ValueError:  # an empty cell
+            continue
+    for value in inner:
+        if isinstance(value, types.FunctionType) and value is not function:
+            found = _culprit(value, sources, depth + 1)
+            if found:
+                return found
+    return ""
+
+
+def code_hash(code: types.CodeType) -> bytes:
+    """A digest of byte code, constants and names, the same in every process."""
+    h = hashlib.sha256(code.co_code)
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            h.update(code_hash(const))
+        else:
+            h.update(repr(sorted(map(repr, const)) if isinstance(const, frozenset) else const).encode())
+    h.update(repr((code.co_names, code.co_varnames)).encode())
+    return h.digest()
