@@ -11,7 +11,11 @@ Items carry `confidence` in [0, 1] and `correct`, 0 or 1.
 0.2
 
 ECE is biased upwards: with few items even a perfectly calibrated model has an ECE above 0, so `expected_if_calibrated`
-gives what such a model would show with the same confidences. ECE says nothing about being right: a model that answers
+gives what such a model would show with the same confidences. For the same reason a bootstrap never covers a true value
+near 0. The interval therefore joins that of the bootstrap over items with an inverted test: the gaps of the bins are
+multiplied by s from 0 (calibrated) upwards, outcomes are drawn, and those s stay under which the observed ECE is not
+among the 2.5% smallest or largest. An interval that reaches 0 says that the model may be calibrated. ECE
+says nothing about being right: a model that answers
 with the base rate is calibrated.
 """
 
@@ -28,6 +32,8 @@ from aligntune.eval.metrics.corpus import RESAMPLES, bounds
 from aligntune.eval.stats import Interval
 
 Measure = Literal["ece", "adaptive_ece", "brier"]
+FACTORS = 81
+"""Steps of the inverted test."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class CalibrationMetric(Metric):
         return (confidence - correct) ** 2
 
     def aggregate(self, items: Sequence[Item], scores: Sequence[float | None], confidence: float = 0.95) -> MetricValue:
-        """The Brier score with Student's t interval, or ECE with a bootstrap over items."""
+        """The Brier score with Student's t interval, or ECE with the interval that the module describes."""
         if self.measure == "brier":
             return super().aggregate(items, scores, confidence)
         kept = [item for item, score in zip(items, scores, strict=True) if score is not None]
@@ -94,8 +100,11 @@ class CalibrationMetric(Metric):
         table = np.array([[float(i["confidence"]), float(i["correct"])] for i in kept])
         rng = np.random.default_rng(self.seed)
         draws = [self._error(table[rng.integers(len(table), size=len(table))]) for _ in range(self.resamples)]
-        low, high = bounds(draws, confidence) if len(kept) > 1 else (None, None)
-        interval = Interval(self._error(table), low, high, len(kept), "bootstrap", confidence)
+        low, high = bounds(draws, confidence, len(kept))
+        if low is not None and high is not None:
+            least, most = self._inverted(table, confidence)
+            low, high = min(low, least), max(high, most)
+        interval = Interval(self._error(table), low, high, len(kept), "bootstrap and inverted test", confidence)
         return self.value(interval, missing, self.why_missing if missing else "")
 
     def expected_if_calibrated(self, items: Sequence[Item]) -> float:
@@ -109,6 +118,24 @@ class CalibrationMetric(Metric):
             right = (rng.random(len(confidences)) < confidences).astype(float)
             draws.append(self._error(np.stack([confidences, right], axis=1)))
         return math.fsum(draws) / len(draws)
+
+    def _inverted(self, table: Any, confidence: float) -> tuple[float, float]:
+        """The smallest and the largest true value under which the observed one is no surprise."""
+        import numpy as np
+
+        found = _bins(table, self.bins, self.measure == "adaptive_ece")
+        n, sure, right = (np.array([getattr(b, key) for b in found]) for key in ("n", "confidence", "accuracy"))
+        observed = float((n * abs(right - sure)).sum() / n.sum())
+        rng = np.random.default_rng(self.seed)
+        kept = [observed]
+        for factor in np.linspace(0, 2, FACTORS):
+            p = np.clip(sure + factor * (right - sure), 0, 1)
+            drawn = rng.binomial(n, p, (self.resamples, len(n))) / n
+            values = (n * abs(drawn - sure)).sum(axis=1) / n.sum()
+            low, high = np.quantile(values, [0.5 - confidence / 2, 0.5 + confidence / 2])
+            if low <= observed <= high:
+                kept.append(float((n * abs(p - sure)).sum() / n.sum()))
+        return min(kept), max(kept)
 
     def _error(self, table: Any) -> float:
         if self.measure == "brier":

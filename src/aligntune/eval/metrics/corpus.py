@@ -24,11 +24,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 from aligntune.errors import ValidationError
 from aligntune.eval.metrics.base import Item, Metric, MetricValue
-from aligntune.eval.stats import Interval, PairedDifference
+from aligntune.eval.stats import Interval, PairedDifference, t_quantile
 
 RESAMPLES = 2000
 """Resamples of the questions: the Monte Carlo error of a 95% bound is about 2% of the interval's width."""
@@ -79,7 +80,7 @@ class CorpusMetric(Metric):
         draws = _resampled([list(table.values())], [self], self.resamples, self.seed)[0]
         # Questions that are all alike say nothing about others: no interval, rather than one without width.
         alike = len({tuple(row) for row in table.values()}) == 1
-        low, high = (None, None) if alike else bounds(draws, confidence)
+        low, high = (None, None) if alike else bounds(draws, confidence, len(table))
         interval = Interval(value, low, high, len(table), "bootstrap", confidence)
         return replace(self.value(interval, missing, self.why_missing if missing else ""), confidence=confidence)
 
@@ -108,7 +109,7 @@ class CorpusMetric(Metric):
             raise ValidationError(f"{self.name} is undefined over the shared items", hint=self.why_missing)
         a, b = _resampled(tables, [self, self], self.resamples, self.seed)
         gaps = [x - y for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-        low, high = bounds(gaps, confidence)
+        low, high = bounds(gaps, confidence, len(ids))
         single = [(self.combine(x), self.combine(y)) for x, y in zip(*tables, strict=True)]
         signs = [(x or 0.0) - (y or 0.0) for x, y in single]
         wins, losses = sum(s > 0 for s in signs), sum(s < 0 for s in signs)
@@ -127,14 +128,26 @@ def summed(items: Sequence[Item], numbers: Sequence[Sequence[float] | None]) -> 
     return {key: [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)] for key, rows in groups.items()}
 
 
-def bounds(draws: Sequence[float | None], confidence: float) -> tuple[float | None, float | None]:
-    """Percentile bounds of resampled values; None where most of them are undefined."""
+def bounds(draws: Sequence[float | None], confidence: float, n: int) -> tuple[float | None, float | None]:
+    """Expanded percentile bounds of resampled values; None where most of them are undefined.
+
+    Percentiles of a bootstrap are too narrow for few items: by sqrt((n - 1) / n), and as the normal distribution is
+    against Student's t. Hesterberg 2015 (arXiv:1411.5279) takes those at Phi(-sqrt(n / (n - 1)) t) instead.
+
+    Args:
+        draws: values over resamples.
+        confidence: coverage.
+        n: items that were resampled, at least 2 for an interval.
+    """
     import numpy as np
 
+    if n < 2:
+        return None, None
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * t_quantile(0.5 + confidence / 2, n - 1))
     known = [d for d in draws if d is not None and math.isfinite(d)]
     if len(known) < 0.5 * len(draws) or not known:
         return None, None
-    low, high = np.quantile(known, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    low, high = np.quantile(known, [tail, 1 - tail])
     return float(low), float(high)
 
 
