@@ -17,7 +17,7 @@ from aligntune.report import numbers as n
 from aligntune.report.curves import charts, smooth, table
 from aligntune.report.page import TEMPLATES, message_text
 from aligntune.report.read import read_run
-from aligntune.report.run_page import before_after, rollout_groups, tiles
+from aligntune.report.run_page import over_time, rollout_groups, tiles
 from aligntune.report.story import verdicts
 from aligntune.report.svg import HEIGHT, LEFT, RIGHT, WIDTH, Series, line_chart, runs
 from aligntune.utils.run_folder import RunFolder
@@ -245,9 +245,9 @@ def test_samples_are_paired_and_rollouts_picked(tmp_path: Path) -> None:
     )
     run.mark_finished()
     data = read_run(run.path)
-    pair, single = before_after(data)
-    assert (pair.prompt, pair.before, pair.before_step, pair.after, pair.after_step) == ("1 + 1?", "3", 5, "2", 9)
-    assert (single.before, single.after) == (None, "x")
+    pair, single = over_time(data)
+    assert (pair.prompt, pair.answers) == ("1 + 1?", [("Step 5", "3"), ("Step 9", "2")])
+    assert single.answers == [("Step 9", "x")]
     groups = rollout_groups(data)
     assert [step for step, _ in groups] == [1, 3]
     assert [row["completion"] for row in groups[0][1]] == ["c4", "c2", "c0"]

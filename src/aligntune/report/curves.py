@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from aligntune.report.numbers import compact, whole_percent
-from aligntune.report.read import RunData
+from aligntune.report.read import RunData, held_out
 from aligntune.report.svg import COLOURS, Point, Series, line_chart, runs
 
 
@@ -97,6 +97,12 @@ PANELS = (
         y_range=(0, None),
     ),
     Panel("Token accuracy", "next tokens guessed right", (("mean_token_accuracy", TRAIN),), text=_share),
+    Panel(
+        "Tasks",
+        "shares of right answers in evaluation tasks",
+        pattern=r"^eval/(.+/(?:accuracy|f1|f1_macro|pass@1))$",
+        text=_share,
+    ),
     Panel("Gradient norm", "before clipping; spikes are unstable steps", (("grad_norm", "norm"),)),
     Panel("Learning rate", "as scheduled", (("learning_rate", "learning rate"),), smoothed=False),
 )
@@ -124,6 +130,8 @@ class _Line:
     lost: int
     dots: bool
     colour: int
+    lows: Sequence[Point] = ()
+    highs: Sequence[Point] = ()
 
 
 def charts(run: RunData) -> list[Chart]:
@@ -136,24 +144,73 @@ def charts(run: RunData) -> list[Chart]:
     return found
 
 
-def side_by_side(runs: Mapping[str, RunData]) -> list[Chart]:
-    """One chart per metric with one line per run, labelled by the mapping's keys."""
+def seed_groups(runs: Mapping[str, RunData]) -> dict[str, list[RunData]]:
+    """Runs that differ in their seed alone, together; the key is the run's label, or what the labels have in common."""
+    groups: dict[str, list[str]] = {}
+    for label, run in runs.items():
+        groups.setdefault(_without_seed(run) or label, []).append(label)
+    found = {}
+    for labels in groups.values():
+        common = _common_start(labels).rstrip("-_/. 0123456789") or labels[0]
+        name = labels[0] if len(labels) == 1 else f"{common}, {len(labels)} seeds"
+        found[name if name not in found else f"{name} ({labels[0]})"] = [runs[label] for label in labels]
+    return found
+
+
+def _common_start(labels: Sequence[str]) -> str:
+    """The characters with which all labels begin."""
+    lowest, highest = min(labels), max(labels)
+    return lowest[: next((i for i, c in enumerate(lowest) if highest[i : i + 1] != c), len(lowest))]
+
+
+def _without_seed(run: RunData) -> str:
+    """The configuration without seed, folder and name; empty where there is none."""
+    import yaml
+
+    try:
+        plain = yaml.safe_load(run.config_text)
+    except yaml.YAMLError:
+        return ""
+    train, logging = (plain or {}).get("train"), (plain or {}).get("logging")
+    if not isinstance(train, dict) or "model" not in plain:
+        return ""
+    plain = {**plain, "train": {**train, "seed": None}, "output_dir": None}
+    if isinstance(logging, dict):
+        plain["logging"] = {**logging, "run_name": None}
+    return yaml.safe_dump(plain)
+
+
+def side_by_side(groups: Mapping[str, Sequence[RunData]]) -> list[Chart]:
+    """One chart per metric with one line per group of seeds (or single run), labelled by the mapping's keys."""
     found: list[Chart] = []
     for panel in PANELS:
-        names = dict.fromkeys(name for run in runs.values() for name in run.metric_names())
+        names = dict.fromkeys(name for runs in groups.values() for run in runs for name in run.metric_names())
         for key, label in [*panel.metrics, *_matching(panel.pattern, names)]:
             single = len(panel.metrics) == 1
             title = panel.title if single or label == TRAIN else f"{panel.title}, {label}"
-            lines = [_line(run, key, name, i) for i, (name, run) in enumerate(runs.items())]
-            if not key.startswith("eval_"):  # runs of other lengths would be marked unevenly
+            lines = [_over_seeds(runs, key, name, i) for i, (name, runs) in enumerate(groups.items())]
+            if not held_out(key):  # runs of other lengths would be marked unevenly
                 lines = [replace(line, dots=len(line.values) == 1) for line in lines]
             found += _draw(replace(panel, title=title), lines, "not drawn")
     return found
 
 
+def _over_seeds(runs: Sequence[RunData], key: str, label: str, colour: int) -> _Line:
+    """The mean over runs at the steps that all of them logged, with the range as a band; of one run, its line."""
+    if len(runs) == 1:
+        return _line(runs[0], key, label, colour)
+    logged = [{step: value for step, value in run.values(key) if value is not None} for run in runs]
+    steps = sorted(set.intersection(*(set(one) for one in logged)))
+    at = [[one[step] for one in logged] for step in steps]
+    values: list[Point] = [(step, sum(found) / len(found)) for step, found in zip(steps, at, strict=True)]
+    lows, highs = ([(step, pick(found)) for step, found in zip(steps, at, strict=True)] for pick in (min, max))
+    lost = sum(run.not_finite(key) for run in runs)
+    return _Line(label, values, lost, len(values) <= 24 or held_out(key), colour, lows, highs)
+
+
 def _line(run: RunData, key: str, label: str, colour: int) -> _Line:
     values = run.values(key)
-    return _Line(label, values, run.not_finite(key), len(values) <= 24 or key.startswith("eval_"), colour)
+    return _Line(label, values, run.not_finite(key), len(values) <= 24 or held_out(key), colour)
 
 
 def _draw(panel: Panel, lines: Sequence[_Line], rest: str) -> list[Chart]:
@@ -170,9 +227,12 @@ def _draw(panel: Panel, lines: Sequence[_Line], rest: str) -> list[Chart]:
         notes.append(f"{len(found) - COLOURS} more are {rest}")
         found = found[:COLOURS]
     series = [
-        Series(line.label, line.values, smooth(line.values) if panel.smoothed else [], line.dots, line.colour)
+        Series(
+            line.label, line.values, smooth(line.values) if panel.smoothed else [], line.dots, line.colour,
+            _band(line, smoothed=panel.smoothed),
+        )
         for line in found
-    ]
+    ]  # fmt: skip
     ends = [_ends(one.smooth or one.points) for one in series]
     describe = "; ".join(
         f"{line.label} from {panel.text(first)} to {panel.text(last)}"
@@ -182,6 +242,12 @@ def _draw(panel: Panel, lines: Sequence[_Line], rest: str) -> list[Chart]:
     legend = [(line.colour % COLOURS + 1, line.label) for line in found] if len(lines) > 1 else []
     first, last = panel.text(ends[0][0]), panel.text(ends[0][1])
     return [Chart(panel.title, panel.meaning, first, last, legend, svg, notes)]
+
+
+def _band(line: _Line, *, smoothed: bool) -> list[tuple[float, float, float]]:
+    """The range over seeds, smoothed as the line is."""
+    lows, highs = ((smooth(side) or side) if smoothed else side for side in (line.lows, line.highs))
+    return [(x, low, high) for (x, low), (_, high) in zip(lows, highs, strict=True) if None not in (low, high)]  # type: ignore[misc]
 
 
 def _matching(pattern: str, keys: Iterable[str]) -> list[tuple[str, str]]:

@@ -1,13 +1,17 @@
-"""The page around every report: one HTML file that loads nothing, runs nothing and follows the reader's colours.
+"""The page around every report: one HTML file that loads nothing and follows the reader's colours.
 
-A content security policy forbids scripts and requests, and Jinja escapes every value, because what a model wrote is
-untrusted text. `Markup` marks the SVG that we draw ourselves.
+A content security policy forbids requests and every script but one: that of the item browser, named by its SHA-256, on
+pages that have one. Jinja escapes every value, because what a model wrote is untrusted text. `Markup` marks the SVG
+that we draw ourselves. A page has at most `MOST_BYTES`; `write_fitting` leaves out items until it does.
 
 >>> write_page(Path("report.html"), "run.html.j2", title="sft", ...)
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ from aligntune.report import numbers
 from aligntune.utils.files import write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
+MOST_BYTES = 6_000_000
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -42,16 +48,48 @@ def render_page(template: str, **values: Any) -> str:
         seconds=numbers.seconds,
         size=numbers.size,
         words=message_text,
+        shortened=shortened,
     )
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
-    return environment.get_template(template).render(style=style, **values)
+    script = None
+    policy = POLICY
+    if getattr(values.get("evaluation"), "has_items", False):
+        source = "\n" + (TEMPLATES / "browser.js").read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        script, policy = Markup(source), f"{POLICY}; script-src 'sha256-{digest}'"  # noqa: S704 - our own file
+    return environment.get_template(template).render(style=style, script=script, policy=policy, **values)
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Render and write the page, atomically; return its path. A lone surrogate becomes its escape."""
-    text = render_page(template, **values)
-    write_atomic(path, text.encode("utf-8", "backslashreplace"))
+    write_atomic(path, _bytes(render_page(template, **values)))
     return path
+
+
+def write_fitting(path: Path, template: str, values: Callable[[int], dict[str, Any]], budget: int) -> Path:
+    """As `write_page`, with as many items as let the page keep to `MOST_BYTES`.
+
+    Args:
+        path: the file.
+        template: a file in `templates`.
+        values: what the page shows when items may take so many bytes.
+        budget: what items may take at most.
+    """
+    while True:
+        page = _bytes(render_page(template, **values(budget)))
+        if len(page) <= MOST_BYTES or budget == 0:
+            write_atomic(path, page)
+            return path
+        budget = max(0, budget - (len(page) - MOST_BYTES) - 100_000)
+
+
+def _bytes(page: str) -> bytes:
+    return page.encode("utf-8", "backslashreplace")
+
+
+def shortened(text: str, most: int = 4000) -> str:
+    """A long text cut, with how much is missing."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
 
 
 def message_text(value: Any) -> str:

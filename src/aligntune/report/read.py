@@ -62,15 +62,15 @@ class RunData:
     def values(self, key: str) -> list[tuple[float, float | None]]:
         """(step, value) of one metric; None where rows of the same kind were logged without it, or without a number.
 
-        Held-out rows (all keys beginning with `eval_`) are one kind, training rows the other.
+        Held-out rows (keys beginning with `eval_` or `eval/`) are one kind, training rows the other.
         """
-        held_out = key.startswith("eval_")
+        evaluated = held_out(key)
         points: list[tuple[float, float | None]] = []
         for row in self.metrics:
             if key in row:
                 value = number(row[key])
                 points.append((row["step"], value if value is not None and math.isfinite(value) else None))
-            elif held_out == any(name.startswith("eval_") for name in row):
+            elif evaluated == any(map(held_out, row)):
                 points.append((row["step"], None))
         present = [i for i, (_, value) in enumerate(points) if value is not None]
         return points[present[0] : present[-1] + 1] if present else []
@@ -79,6 +79,11 @@ class RunData:
         """How often the metric was logged as NaN or infinite."""
         found = (number(row[key]) for row in self.metrics if key in row)
         return sum(1 for value in found if value is not None and not math.isfinite(value))
+
+
+def held_out(name: str) -> bool:
+    """Whether a metric is an evaluation's, of held-out rows or of tasks."""
+    return name.startswith(("eval_", "eval/"))
 
 
 def read_run(path: str | os.PathLike[str]) -> RunData:
@@ -110,7 +115,7 @@ def _merge(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Training rows and held-out rows in order of step, one of each kind per step."""
     merged: dict[tuple[float, bool], dict[str, Any]] = {}
     for row in rows:
-        kind = any(name.startswith("eval_") for name in row)
+        kind = any(map(held_out, row))
         merged.setdefault((row["step"], kind), {}).update(row)
     return [merged[key] for key in sorted(merged)]
 

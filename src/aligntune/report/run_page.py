@@ -1,4 +1,5 @@
-"""`report.html` of one run, or a comparison of several: key numbers, curves, answers, configuration, environment.
+"""`report.html` of one run, or several runs and evaluations side by side: key numbers, curves, values with intervals,
+answers, configuration, environment.
 
 >>> build_report("out/grpo")
 PosixPath('out/grpo/report.html')
@@ -15,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from aligntune.errors import ValidationError
-from aligntune.report.curves import charts, first_and_last, side_by_side, table
+from aligntune.report.curves import charts, first_and_last, seed_groups, side_by_side, table
+from aligntune.report.evaluation import MOST_ITEMS_BYTES, evaluation_block, label_results, run_results
 from aligntune.report.facts import chips, facts
 from aligntune.report.numbers import compact, percent, seconds, size
-from aligntune.report.page import message_text, write_page
+from aligntune.report.page import message_text, shortened, write_fitting
 from aligntune.report.read import RunData, read_run
 from aligntune.report.rewards import reward_block
 
+RESULTS = "results.json"
+MOST_PROMPTS = 12
+MOST_ANSWERS = 5
 STATUS_WORDS = {
     "running": "This run is still going on, or was killed.",
     "interrupted": "This run was stopped by the user before its end.",
@@ -39,73 +44,100 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class BeforeAfter:
-    """The answers of one held-out prompt at the first and at the last evaluation (None where there was one only)."""
+class OverTime:
+    """The answers to one prompt along the run, as (when, text), oldest first; the reference where it is known."""
 
     prompt: str
-    before: str | None
-    after: str
-    before_step: int | None
-    after_step: int | None
+    reference: str
+    answers: list[tuple[str, str]]
 
 
 def build_report(
     run_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Write the report of one run, or of several side by side; return the file's path.
+    """Write the report of one run or evaluation, or of several side by side; return the file's path.
 
     Args:
-        run_dir: a run folder, or a list of them.
-        out: the HTML file; None takes `report.html` in the run folder, and `comparison.html` in the folder that
-            holds them all for several runs.
+        run_dir: a run folder or a folder that `aligntune eval` wrote, or a list of both. Evaluations are compared with
+            the first of them.
+        out: the HTML file; None takes `report.html` in the first run's folder where there is one run, or in the
+            evaluation's where there is nothing else, and `comparison.html` in the folder that holds them all otherwise.
 
     Raises:
-        ValidationError: a folder is no run's, no folder is given, or a line of its metrics is damaged.
+        ValidationError: a folder is no run's and no evaluation's, no folder is given, or a line of it is damaged.
         ConfigurationError: the disk is full or writing is not permitted.
     """
-    folders = [run_dir] if isinstance(run_dir, (str, os.PathLike)) else list(run_dir)
-    if not folders:
+    given = [run_dir] if isinstance(run_dir, (str, os.PathLike)) else list(run_dir)
+    if not given:
         raise ValidationError("a report needs at least one run folder", hint="give the output_dir of a run")
+    folders = [Path(folder) for folder in given]
+    measured = [(folder, _read_result(folder)) for folder in folders if (folder / RESULTS).exists()]
+    runs = [read_run(folder) for folder in folders if not (folder / RESULTS).exists()]
+    if len(runs) == 1:
+        return _single(runs[0], measured, out)
+    where = _place(folders, "report.html" if len(folders) == 1 else "comparison.html", out)
+    return _several(runs, measured, where)
+
+
+def _read_result(folder: Path) -> Any:
+    from aligntune.eval.result import EvalResult
+
+    return EvalResult.load(folder)
+
+
+def _place(folders: Sequence[Path], name: str, out: str | os.PathLike[str] | None) -> Path:
+    if out is not None:
+        return Path(out)
     if len(folders) == 1:
-        return _single(read_run(folders[0]), out)
-    return _several([read_run(folder) for folder in folders], out)
+        return folders[0] / name
+    return Path(os.path.commonpath([folder.absolute().parent for folder in folders])) / name
 
 
-def _single(run: RunData, out: str | os.PathLike[str] | None) -> Path:
+def _single(run: RunData, measured: Sequence[Any], out: str | os.PathLike[str] | None) -> Path:
     packages = run.manifest.get("packages") or {}
-    return write_page(
+    own, unread = run_results(run.path)
+    results = [*own, *label_results(measured)]
+    samples = over_time(run)
+    shown = {
+        "title": run.name,
+        "status": run.status,
+        "status_words": STATUS_WORDS.get(run.status, f"The state of this run is {run.status}."),
+        "error": run.manifest.get("error"),
+        "chips": chips(run.manifest),
+        "tiles": tiles(run),
+        "notes": [*(str(note) for note in run.manifest.get("notes") or []), *unread],
+        "charts": charts(run),
+        "numbers": table(run),
+        "rewards": reward_block(run.path),
+        "samples": samples[:MOST_PROMPTS],
+        "samples_left": max(len(samples) - MOST_PROMPTS, 0),
+        "rollouts": rollout_groups(run),
+        "config_text": run.config_text,
+        "facts": facts(run.manifest),
+        "packages": [f"{name} {version}" for name, version in sorted(packages.items())],
+    }
+    return write_fitting(
         Path(out) if out is not None else run.path / "report.html",
         "run.html.j2",
-        title=run.name,
-        status=run.status,
-        status_words=STATUS_WORDS.get(run.status, f"The state of this run is {run.status}."),
-        error=run.manifest.get("error"),
-        chips=chips(run.manifest),
-        tiles=tiles(run),
-        notes=[str(note) for note in run.manifest.get("notes") or []],
-        charts=charts(run),
-        numbers=table(run),
-        rewards=reward_block(run.path),
-        samples=before_after(run),
-        rollouts=rollout_groups(run),
-        config_text=run.config_text,
-        facts=facts(run.manifest),
-        packages=[f"{name} {version}" for name, version in sorted(packages.items())],
+        lambda budget: {**shown, "evaluation": evaluation_block(results, history=run.path, budget=budget)},
+        MOST_ITEMS_BYTES,
     )
 
 
-def _several(runs: Sequence[RunData], out: str | os.PathLike[str] | None) -> Path:
-    """Runs beside each other: a table of key numbers, and each metric's curves in one chart."""
+def _several(runs: Sequence[RunData], measured: Sequence[Any], out: Path) -> Path:
+    """Runs and evaluations beside each other: key numbers, each metric's curves in one chart, values and items."""
     names = [run.name for run in runs]
     labels = [run.name if names.count(run.name) == 1 else str(run.path) for run in runs]
     shown = [{tile.label: tile.value for tile in tiles(run)} for run in runs]
     rows = dict.fromkeys(label for one in shown for label in one)
-    parent = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
-    return write_page(
-        Path(out) if out is not None else parent / "comparison.html",
-        "runs.html.j2",
-        title=" and ".join(labels) if len(labels) == 2 else f"{len(labels)} runs",
-        runs=[
+    groups = seed_groups(dict(zip(labels, runs, strict=True)))
+    own = {label: run_results(run.path)[0] for label, run in zip(labels, runs, strict=True)}
+    trained = [(label, found[-1][1]) for label, found in own.items() if found]
+    results = [*trained, *label_results(measured)]
+    titles = labels or [label for label, _ in results]
+    parts = {
+        "title": " and ".join(titles) if len(titles) <= 2 else f"{len(titles)} {'runs' if labels else 'evaluations'}",
+        "runs": [
             {
                 "label": label,
                 "status": run.status,
@@ -116,8 +148,15 @@ def _several(runs: Sequence[RunData], out: str | os.PathLike[str] | None) -> Pat
             }
             for label, run in zip(labels, runs, strict=True)
         ],
-        rows=[(label, [one.get(label) for one in shown]) for label in rows],
-        charts=side_by_side(dict(zip(labels, runs, strict=True))),
+        "rows": [(label, [one.get(label) for one in shown]) for label in rows],
+        "charts": side_by_side(groups),
+        "seeds": [f"{label}: {', '.join(run.name for run in one)}" for label, one in groups.items() if len(one) > 1],
+    }
+    return write_fitting(
+        out,
+        "runs.html.j2",
+        lambda budget: {**parts, "evaluation": evaluation_block(results, budget=budget)},
+        MOST_ITEMS_BYTES,
     )
 
 
@@ -151,24 +190,35 @@ def tiles(run: RunData) -> list[Tile]:
     return found
 
 
-def before_after(run: RunData) -> list[BeforeAfter]:
-    """Held-out prompts with their first and last stored answer."""
-    by_prompt: dict[str, list[dict[str, Any]]] = {}
+def over_time(run: RunData) -> list[OverTime]:
+    """The prompts of `samples.jsonl` with their answers: the first, the last, and some between."""
+    by_prompt: dict[str, dict[Any, dict[str, Any]]] = {}
     for row in run.samples:
-        by_prompt.setdefault(message_text(row.get("prompt")), []).append(row)
+        by_prompt.setdefault(message_text(row.get("prompt")), {})[row.get("step")] = row  # a later one of a step counts
     found = []
     for prompt, rows in by_prompt.items():
-        first, last = rows[0], rows[-1]
+        kept = _spread(list(rows.values()), MOST_ANSWERS)
+        reference = kept[-1].get("gold", kept[-1].get("reference"))
         found.append(
-            BeforeAfter(
-                prompt=prompt,
-                before=message_text(first.get("answer")) if len(rows) > 1 else None,
-                after=message_text(last.get("answer")),
-                before_step=first.get("step"),
-                after_step=last.get("step"),
+            OverTime(
+                prompt=shortened(prompt),
+                reference=shortened(" ".join(map(str, reference)) if isinstance(reference, list) else reference or ""),
+                answers=[(_when(row), shortened(message_text(row.get("answer")))) for row in kept],
             )
         )
     return found
+
+
+def _spread(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    if len(rows) <= most:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+
+
+def _when(row: dict[str, Any]) -> str:
+    share = row.get("share")
+    told = f", {100 * share:.0f}% of training" if isinstance(share, (int, float)) else ""
+    return f"Step {row.get('step')}{told}"
 
 
 def rollout_groups(run: RunData) -> list[tuple[int, list[dict[str, Any]]]]:

@@ -20,6 +20,10 @@ Point = tuple[float, float | None]
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 30
+LABEL, LONG_LABEL = 13, 22
+"""Characters of a row's name that fit beside an interval chart, in its two layouts."""
+MOST_POINTS = 600
+"""Points of a drawn line; longer ones keep the lowest and the highest of each stretch."""
 COLOURS = 6
 """Colours that the style sheet has; a seventh line would begin again."""
 
@@ -34,6 +38,8 @@ class Series:
         smooth: a second line over it, drawn strong while `points` are drawn faint; empty for none.
         dots: mark each point, for values that are measured now and then.
         colour: from 0; None takes the line's place among the others.
+        band: (x, lower, upper) of an interval or a range around the line, drawn behind it.
+        faint: draw the line weakly, as a mark to compare with.
     """
 
     label: str
@@ -41,6 +47,8 @@ class Series:
     smooth: Sequence[Point] = ()
     dots: bool = False
     colour: int | None = None
+    band: Sequence[tuple[float, float, float]] = ()
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ def line_chart(
     """
     xs = [x for one in series for x, y in one.points if _finite(y)]
     ys = [y for one in series for _, y in one.points if y is not None and math.isfinite(y)]
+    ys += [y for one in series for _, *ends in one.band for y in ends if math.isfinite(y)]
     whole = all(x == round(x) for x in xs)  # there is no step 1.5
     x_ticks = [t for t in ticks(min(xs), max(xs)) if min(xs) <= t <= max(xs) and (t == round(t) or not whole)]
     low = min(ys) if y_range[0] is None else min(y_range[0], min(ys))
@@ -109,7 +118,8 @@ def interval_chart(
         x_range: ends of the x axis; None takes the data's.
         zero: draw a line at zero, to see which intervals include it.
     """
-    width, left, right, row, top = 560, 124, 72, 36, 8
+    longest = max(len(label) for label, *_ in rows)
+    width, left, right, row, top = 560, 124 if longest <= LABEL else 210, 72, 36, 8
     lows, highs = [low for _, _, low, _, _ in rows], [high for _, _, _, high, _ in rows]
     low, high = x_range or (min([*lows, *([0.0] if zero else [])]), max([*highs, *([0.0] if zero else [])]))
     marks = ticks(low, high, 5)
@@ -139,12 +149,21 @@ def interval_chart(
         dot = Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="5.5"/>')
         words = Markup('<text class="{}" x="{}" y="{:.1f}" text-anchor="{}">{}</text>')
         parts += [
-            words.format("name", left - 12, y + 4.5, "end", label),
+            _label(label, left, y + 4.5),
             bar.format(colour, x(lower), x(upper), y, y),
             dot.format(colour, x(value), y),
             words.format("value", width - right + 14, y + 4.5, "start", text(value)),
         ]
     return _svg(title, describe, width, bottom + 24, Markup("").join(parts), "chart wide")
+
+
+def _label(label: str, left: float, y: float) -> Markup:
+    """A row's name: as much as there is room for, and the whole of it for a pointer."""
+    most = LABEL if left < 200 else LONG_LABEL
+    shown = label if len(label) <= most else f"{label[: most - 1]}…"
+    return Markup('<text class="name" x="{}" y="{:.1f}" text-anchor="end">{}<title>{}</title></text>').format(
+        left - 12, y, shown, label
+    )
 
 
 def _wide_enough(low: float, high: float, share: float = 0.05) -> tuple[float, float]:
@@ -184,8 +203,9 @@ def _axes(
 
 
 def _line(one: Series, colour: int, scale: _Scale, text: Callable[[float], str]) -> Markup:
-    faint = " faint" if one.smooth else ""
-    parts = [_path(one.points, f"line s{colour}{faint}", scale)]
+    faint = " faint" if one.smooth or one.faint else ""
+    parts = [_band(one.band, f"band s{colour}", scale)] if len(one.band) > 1 else []
+    parts.append(_path(one.points, f"line s{colour}{faint}", scale))
     if one.smooth:
         parts.append(_path(one.smooth, f"line s{colour}", scale))
     if one.dots:
@@ -203,10 +223,33 @@ def _path(points: Sequence[Point], kind: str, scale: _Scale) -> Markup:
     """The line as one path, with a new start after each gap; a lone point becomes a short dash that can be seen."""
     commands: list[str] = []
     for run in runs(points):
-        first, *rest = [(scale.x(x), scale.y(y)) for x, y in run]
+        first, *rest = [(scale.x(x), scale.y(y)) for x, y in thin(run)]
         commands.append(f"M{first[0]:.1f} {first[1]:.1f}")
         commands += [f"L{x:.1f} {y:.1f}" for x, y in rest] or ["h0.01"]
     return Markup('<path class="{}" d="{}"/>').format(kind, escape(" ".join(commands)))
+
+
+def _band(band: Sequence[tuple[float, float, float]], kind: str, scale: _Scale) -> Markup:
+    """The area between the lower and the upper ends."""
+    found = [row for row in band if all(math.isfinite(v) for v in row)]
+    lower, upper = thin([(x, low) for x, low, _ in found]), thin([(x, high) for x, _, high in found])
+    corners = [*upper, *reversed(lower)]
+    return Markup('<polygon class="{}" points="{}"/>').format(
+        kind, " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in corners)
+    )
+
+
+def thin(run: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
+    """At most about `most` points that look the same: the first, the last, and the extremes of each stretch."""
+    if len(run) <= most:
+        return list(run)
+    size = math.ceil(2 * len(run) / most)
+    kept: list[tuple[float, float]] = [run[0]]
+    for start in range(1, len(run) - 1, size):
+        part = run[start : min(start + size, len(run) - 1)]
+        low, high = min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])
+        kept += sorted({low, high})
+    return [*kept, run[-1]]
 
 
 def runs(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
