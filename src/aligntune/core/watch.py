@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from aligntune.core.following import follow
 from aligntune.core.saving import find_checkpoint
 from aligntune.errors import ConfigurationError, TrainingError
 
@@ -101,10 +102,11 @@ class LossWatch:
 
 def watch(hf: Any, trainer: Trainer) -> None:
     """Put the checks around the loop of `hf`, on this one object, whatever class a backend has made of it."""
-    seen = LossWatch(hf, trainer)
+    seen, follower = LossWatch(hf, trainer), follow(hf, trainer)
     train, clip = hf.training_step, hf.accelerator.clip_grad_norm_
 
     def training_step(*args: Any, **kwargs: Any) -> Any:
+        follower.batch(args[1] if len(args) > 1 else kwargs["inputs"])
         loss = train(*args, **kwargs)
         seen.loss(float(loss))
         return loss

@@ -36,6 +36,19 @@ _ENVIRONMENT = re.compile(
     r"ACCELERATE_|UNSLOTH_|PYTHONHASHSEED|WORLD_SIZE|RANK|LOCAL_RANK|CUBLAS_|WANDB_MODE|ALIGNTUNE_)"
 )
 _SECRET = re.compile(r"(token|key|secret|password|credential)", re.IGNORECASE)
+_SECRET_LINE = re.compile(
+    r"((api_?key|access_?key|auth|bearer|secret|passw(or)?d|credential|private.key|[^s]token(?!s))[\w-]*[\"']?\s*[:=]\s*\S|"
+    r"\b(hf_|sk-|ghp_|github_pat_|xox[abp]-|AKIA|wandb_v1_)[\w-]{8,}|-----BEGIN|://[^/\s:@]+:[^/\s@]+@)",
+    re.IGNORECASE,
+)
+_SECRET_FILE = re.compile(r"(/\.env\b|\.pem\b|\.key\b|id_rsa|id_ed25519|credentials|secrets?[./])", re.IGNORECASE)
+VOLATILE = re.compile(
+    r"(^time$|runtime$|_per_second|step_time|seconds|throughput|memory|latency|^profiling/|/profiling/)"
+)
+"""Logged values that differ between two runs that compute the same: clocks, throughput, memory."""
+DIFF_LIMIT = 200_000
+"""Most characters of uncommitted changes to keep."""
+MOST_NAMES = 50
 
 
 def collect(
@@ -98,14 +111,13 @@ def model_entry(path: str, revision: str | None = None) -> dict[str, Any]:
     files = sorted({found for pattern in WEIGHTS for found in folder.glob(pattern)})
     config = [folder / name for name in ("config.json", "adapter_config.json") if (folder / name).exists()]
     hashes = {found.name: file_sha256(found) for found in [*config, *files]}
-    weights = "".join(f"{found.name}\0{hashes[found.name]}\n" for found in files)
     if folder.parent.name == "snapshots":
         entry["commit"] = folder.name
     return {
         **entry,
         "folder": str(folder),
         "bytes": sum(found.stat().st_size for found in files),
-        "weights_sha256": hashlib.sha256(weights.encode()).hexdigest() if files else None,
+        "weights_sha256": _joined({found.name: hashes[found.name] for found in files}) if files else None,
         "files": hashes,
     }
 
@@ -190,21 +202,70 @@ def packages() -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit, branch and a hash of the uncommitted changes of the repository around `folder`; None if there
-    is none.
+    """Commit, branch, names of changed files and a hash of the uncommitted changes of the repository around
+    `folder`; None if there is none. `uncommitted` gives the changes themselves.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
     diff = _git(folder, "diff", "HEAD", "--no-ext-diff") or ""
-    status = _git(folder, "status", "--porcelain", "--untracked-files=normal") or ""
+    status = (_git(folder, "status", "--porcelain", "--untracked-files=normal") or "").splitlines()
     return {
         "root": _git(folder, "rev-parse", "--show-toplevel"),
         "commit": commit,
         "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
         "dirty": bool(status),
+        "changed_files": [line.strip().partition(" ")[2].strip() for line in status[:MOST_NAMES]],
         "diff_sha256": text_sha256(diff) if diff else None,
     }
+
+
+def uncommitted(folder: Path, limit: int = DIFF_LIMIT) -> str | None:
+    """The uncommitted changes of tracked files around `folder`, as `git diff` prints them; None where there are none.
+
+    Lines that could hold a secret (a name such as `api_key` or `password` with a value, or the marks of known tokens)
+    are replaced, files with such names are left out whole, and what goes beyond `limit` characters is cut off; all
+    three are said in the text.
+    """
+    diff = _git(folder, "diff", "HEAD", "--no-ext-diff", "--no-color") or ""
+    if not diff:
+        return None
+    lines, hidden = [], False
+    for line in diff.splitlines():
+        if line.startswith("diff --git "):
+            hidden = _SECRET_FILE.search(line) is not None
+            lines.append(line + (" (left out: its name says that it holds secrets)" if hidden else ""))
+        elif not hidden:
+            lines.append(f"{line[:1]}(hidden: it could hold a secret)" if _SECRET_LINE.search(line) else line)
+    text = "\n".join(lines) + "\n"
+    return text if len(text) <= limit else f"{text[:limit]}\n(cut off: {len(text) - limit} characters more)\n"
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Hashes of what a run has made: its weights, and its metrics without what no two runs have in common (`VOLATILE`).
+
+    Two runs of equal `metrics_sha256` have logged the same numbers at the same steps, to the last bit.
+    """
+    from aligntune.utils.files import read_lines
+
+    files = sorted({found for pattern in WEIGHTS for found in folder.glob(pattern)})
+    hashes = {found.name: file_sha256(found) for found in files}
+    rows = [stable(row) for row in read_lines(folder / "metrics.jsonl")]
+    return {
+        "weights_sha256": _joined(hashes) if files else None,
+        "files": hashes,
+        "metrics_sha256": text_sha256("".join(json.dumps(jsonable(row), sort_keys=True) + "\n" for row in rows)),
+    }
+
+
+def stable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics without clocks, throughput and memory."""
+    return {key: value for key, value in row.items() if not VOLATILE.search(key)}
+
+
+def _joined(hashes: Mapping[str, str]) -> str:
+    """One hash over named hashes, in name order."""
+    return text_sha256("".join(f"{name}\0{hashes[name]}\n" for name in sorted(hashes)))
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
