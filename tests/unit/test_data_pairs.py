@@ -82,6 +82,8 @@ def test_best_against_worst():
     assert kept([0.2, 0.9, 0.0, 0.5], per_prompt=2) == [(1, 2), (3, 0)]
     assert kept([0.2, 0.9, 0.0, 0.5], per_prompt=9) == [(1, 2), (3, 0)]
     assert kept([1.0, 0.0, 1.0, 0.0]) == [(0, 1)]  # among equals the first
+    assert kept([1.0, 0.0, 1.0, 0.0], [9, 5, 4, 8]) == [(0, 3)]  # among equals those of similar length
+    assert kept([1.0, 0.0, 1.0, 0.0], [9, 5, 4, 8], per_prompt=2) == [(0, 3), (2, 1)]
     assert kept([None, 3.0, 1.0]) == [(1, 2)]
 
 

@@ -105,7 +105,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         way, part = ("longer", share) if share > 0.5 else ("shorter", 1 - share)
         found.append(
             f"the chosen answer is the {way} one in {part:.0%} of the pairs (p = {p:.2g}): a model learns that first; "
-            "set select.max_length_ratio, or weigh length in the rewards"
+            "give a (smaller) select.max_length_ratio, or weigh length in the rewards"
         )
     cut, sampled = report["answers"]["truncated"], report["answers"]["sampled"]
     if sampled and cut / sampled > 0.2:

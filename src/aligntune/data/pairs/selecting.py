@@ -12,7 +12,8 @@ first step after which nothing was left: `truncated`, `empty`, `identical`, `no_
 ([Pair(chosen=1, rejected=0, margin=1.0)], None)
 
 `best_worst` keeps the candidate with the largest margin; with `per_prompt` n, that of the answers that remain, n times.
-Among equals the answers that were sampled first are taken. It reads and writes no files.
+Among pairs of equal margin, of which rewards of right and wrong give many, it takes the two nearest in length, then
+those sampled first. It reads and writes no files.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def choose(ranked: Ranked, select: SelectConfig, *, seed: int) -> tuple[list[Pai
         return [], reason
     rng = random.Random(f"{seed}:{ranked.id}")
     if select.pairs == "best_worst":
-        return _furthest(found, select.per_prompt or 1), None
+        return _furthest(found, [a.tokens for a in ranked.answers], select.per_prompt or 1), None
     if select.pairs == "best_random":
         top = {i for i, rank in enumerate(ranks(ranked.scores)) if rank == 1}
         best = next((pair.chosen for pair in found if pair.chosen in top), None)
@@ -154,11 +155,15 @@ def _candidates(ranked: Ranked, select: SelectConfig) -> tuple[list[Pair], str |
     return found, None if found else "length_ratio"
 
 
-def _furthest(found: Sequence[Pair], count: int) -> list[Pair]:
-    """The pair with the largest margin, then that of the other answers, and so on."""
+def _furthest(found: Sequence[Pair], lengths: Sequence[int], count: int) -> list[Pair]:
+    """The pair with the largest margin, then that of the other answers, and so on; among equals, alike in length."""
+
+    def order(p: Pair) -> tuple[float, int, int, int]:
+        return -round(p.margin, 9), abs(lengths[p.chosen] - lengths[p.rejected]), p.chosen, p.rejected
+
     kept: list[Pair] = []
     used: set[int] = set()
-    for pair in sorted(found, key=lambda p: (-p.margin, p.chosen, p.rejected)):
+    for pair in sorted(found, key=order):
         if len(kept) < count and not used & {pair.chosen, pair.rejected}:
             kept.append(pair)
             used |= {pair.chosen, pair.rejected}
