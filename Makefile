@@ -1,6 +1,7 @@
 # make quickstart   set up .venv, train and evaluate a small model here, print where the report is
 # make test         the same environment with the test extras, then the test suite
 # make test-slow    the tests that take minutes
+# make test-latest  unit and integration tests with the newest TRL, Transformers and Datasets, in .venv-latest
 # make check        ruff, mypy, import layers
 # make clean        remove .venv, caches and build results (runs/ stays)
 #
@@ -12,7 +13,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow check clean
+.PHONY: help quickstart test test-slow test-latest check clean
 
 ifndef PYTHON
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -20,6 +21,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	>/dev/null 2>&1 && { echo "$$p"; break; }; done)
 endif
 WORKERS ?= 2
+LATEST := trl==1.16.0 transformers==5.23.0 datasets==5.2.0
 UNSLOTH := unsloth==2026.10.9 unsloth_zoo==2026.10.9
 
 # Paths are relative, because make cannot hold a path with a space in it. The key changes with the place and the pins.
@@ -46,6 +48,9 @@ test: $(FULL)
 test-slow: $(FULL)
 	@$(PY) -m pytest -m slow $(ARGS)
 
+test-latest: .venv-latest/ready-$(KEY)
+	@.venv-latest/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
 check: $(FULL)
 	@$(PY) -m ruff check $(CODE)
 	@$(PY) -m ruff format --check $(CODE)
@@ -68,6 +73,17 @@ $(FULL): $(BASE)
 	@$(PIP) --no-deps $(UNSLOTH)
 	@touch $(FULL)
 
+# The pins of everything else hold; Unsloth is left out, because it does not declare to work with these.
+.venv-latest/ready-$(KEY):
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 with venv found; set PYTHON=..." >&2; exit 1; }
+	@echo "setting up .venv-latest with $(LATEST)"
+	@"$(PYTHON)" -m venv .venv-latest
+	@grep -v -E '^(trl|transformers|datasets|fsspec|huggingface_hub|tokenizers)==' constraints.txt > .venv-latest/constraints.txt
+	@.venv-latest/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") "$$(grep '^torch==' constraints.txt)"
+	@.venv-latest/bin/python -m pip install --quiet --constraint .venv-latest/constraints.txt $(LATEST) --editable '.[dev,test]'
+	@rm -f .venv-latest/ready-*
+	@touch $@
+
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis unsloth_compiled_cache
+	rm -rf .venv .venv-latest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis unsloth_compiled_cache
 	find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,11 +6,11 @@
 
 Every function and method of the loaded training modules (of TRL, Transformers, PEFT, Accelerate, Datasets, bitsandbytes
 and the parts of PyTorch that are known to be replaced) is held against the code that its module's file compiles to,
-which Python keeps beside it (`__pycache__`). A function whose code is not there was put in its place by somebody, and the
-file of its code says by whom. Decorators are looked through. Nothing is imported for it.
+which Python keeps beside it (`__pycache__`). A function whose code is not there was put in its place by somebody, and
+the file of its code says by whom. Decorators are looked through. Nothing is imported for it.
 
-It sees code, not data: a changed default, constant or environment variable is only seen by `aligntune diagnose isolation
---full`, which compares this process's imports with those of an untouched one.
+It sees code, not data: a changed default, constant or environment variable is only seen by
+`aligntune diagnose isolation --full`, which compares a process with an untouched one.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from typing import Any
 TRAINED_WITH = (
     "trl.", "peft.", "accelerate.", "bitsandbytes.", "datasets.arrow_dataset", "datasets.iterable_dataset",
     "transformers.trainer", "transformers.modeling_", "transformers.generation.", "transformers.models.",
-    "transformers.masking_utils", "transformers.training_args", "transformers.optimization", "transformers.integrations.",
-    "transformers.cache_utils", "transformers.configuration_utils", "transformers.quantizers.", "transformers.data.",
+    "transformers.masking_utils", "transformers.training_args", "transformers.optimization",
+    "transformers.integrations.", "transformers.cache_utils", "transformers.configuration_utils",
+    "transformers.quantizers.", "transformers.data.",
     "transformers.tokenization_", "transformers.loss.", "transformers.processing_utils",
     "torch.nn.init", "torch.nn.functional", "torch.nn.modules.", "torch.optim.", "torch.serialization", "torch.cuda",
     "torch.utils.checkpoint", "torch.nn.attention.flex_attention", "torch.amp.",
 )  # fmt: skip
 """Beginnings of the names of the modules that are looked at, where they are loaded."""
-SHOWN = 2000
-"""Most names that are kept of the replaced ones."""
+SHOWN = 400
+"""Most names that a fingerprint lists; `by` counts all."""
 _GENERATED = ("<string>", "<attrs generated", "<frozen", "<torch_package", "<eval_with_key>")
 """File names of code that libraries make themselves, as `dataclasses` does."""
 

@@ -3,9 +3,9 @@
     print(isolation_report("unsloth"))                 # the fingerprint that every run records, with its culprits
     print(isolation_report("unsloth", full=True))      # every symbol of the libraries, against an untouched process
 
-`full` imports all of TRL, PEFT and Accelerate and the parts of Transformers, Datasets and PyTorch that matter, twice: in
-the backend's process and in one where Unsloth cannot be imported. It compares functions with their defaults, classes with
-their bases, and plain constants, and takes half a minute. `gpu_shaped` switches on the patching that Unsloth does
+`full` imports all of TRL, PEFT and Accelerate and the parts of Transformers, Datasets and PyTorch that matter, twice:
+in the backend's process and in one where Unsloth cannot be imported. It compares functions with their defaults, classes
+with their bases, and plain constants, and takes half a minute. `gpu_shaped` switches on the patching that Unsloth does
 on a GPU; no such process can train.
 
     python -m aligntune.diagnosis.isolation unsloth full    # the worker; a JSON document on standard output
@@ -51,7 +51,10 @@ PARTS = (
     "torch.nn.attention.flex_attention", "torch.optim.adamw",
 )  # fmt: skip
 _ROOTS = ("trl", "peft", "accelerate", "transformers", "datasets", "torch")
-_NOISE = ("SESSION_ID", "_pid", "_latest", "_startTime", "_queued_calls", "cached_backends", "__path__", "__spec__")
+_NOISE = (
+    "SESSION_ID", "REGISTRY_KEY", "STATE_KEY", "_pid", "_latest", "_startTime", "_queued_calls", "cached_backends",
+    "__doc__", "__module__", "__firstlineno__",
+)  # fmt: skip
 """Names whose value is another in every process."""
 _BROKEN = (ImportError, RuntimeError, AttributeError, NameError, TypeError, ValueError, OSError, KeyError)
 """What importing a module with a missing optional part raises."""

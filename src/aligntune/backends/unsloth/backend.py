@@ -16,6 +16,7 @@ import tempfile
 from typing import Any
 
 from aligntune.core.backend import BACKENDS, Backend
+from aligntune.core.backend_choice import version_conflicts
 from aligntune.core.config.root import RunConfig
 from aligntune.core.isolation import enter_unsloth, watched_environment
 from aligntune.errors import ConfigurationError, EnvironmentError
@@ -36,6 +37,7 @@ class UnslothBackend(Backend):
         first = "unsloth" not in sys.modules
         enter_unsloth()
         if first:
+            _refuse_versions()
             self._import()
         if on_cpu():
             _refuse_on_cpu(config)
@@ -43,9 +45,10 @@ class UnslothBackend(Backend):
             _refuse_on_gpu(config)
 
     def check(self, config: RunConfig) -> None:
-        """Refuse what its CPU backend would ignore, where there is no GPU."""
+        """Refuse versions that it does not declare to work with, and what its CPU backend would ignore."""
         from aligntune.utils.device import DeviceManager
 
+        _refuse_versions()
         if DeviceManager("auto").device == "cpu":
             _refuse_on_cpu(config)
 
@@ -119,6 +122,21 @@ class UnslothBackend(Backend):
         for settings in (model.config, model.generation_config):
             settings.pad_token_id = tokenizer.pad_token_id
         return Loaded(model=model, tokenizer=tokenizer, path=loader.source.path, notes=notes)
+
+
+def _refuse_versions() -> None:
+    """Refuse library versions that Unsloth's own metadata rules out, which it does not look at itself.
+
+    Raises:
+        EnvironmentError: names the first pair.
+    """
+    if problems := version_conflicts():
+        raise EnvironmentError(
+            f"Unsloth does not fit the installed libraries: {problems[0]}",
+            hint="install the tested set (pip install -c constraints.txt trl transformers datasets), "
+            f"run `{BACKENDS['unsloth'].install}`, or set `backend: trl`",
+            context={"conflicts": problems},
+        )
 
 
 def on_cpu() -> bool:
