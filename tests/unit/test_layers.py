@@ -47,6 +47,7 @@ LAYERS = {
     "aligntune.diagnosis": 6,
     "aligntune.report": 6,
     "aligntune.preflight": 6,
+    "aligntune.stages": 6,
     "aligntune.cli": 7,
     "aligntune.recipes": 7,
     "aligntune.quickstart": 7,

@@ -100,6 +100,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table behind the results: its heading, column heads, rows of text with the row's head first, and a note."""
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class _Chapter:
     """What the page shows of one stage's run."""
 
@@ -121,6 +131,7 @@ def build_story(
     samples: Sequence[Sample] = (),
     measured_on: str = "",
     facts_of: Mapping[str, str] | None = None,
+    tables: Sequence[Table] = (),
 ) -> Path:
     """Write the story as one HTML file; return its path.
 
@@ -132,6 +143,7 @@ def build_story(
         samples: held-out problems with the answers of the stages.
         measured_on: what the table's numbers were measured on ("600 held-out problems, greedy decoding").
         facts_of: more lines for the environment, such as the exact command.
+        tables: further results, such as several metrics of several models.
 
     Raises:
         ValidationError: there is no stage, a name stands twice, a parent is unknown, or a run folder is none.
@@ -148,6 +160,8 @@ def build_story(
         lead=lead,
         chips=chips({**last.manifest, "algorithm": None}) if last else [],
         stages=stages,
+        measured=any(_measured(stage) for stage in stages),
+        tables=tables,
         verdicts=verdicts(stages),
         measured_on=measured_on,
         accuracy_chart=_accuracy_chart(stages),
@@ -157,6 +171,12 @@ def build_story(
         facts=[*(facts_of or {}).items(), *(_common_facts(last) if last else [])],
         packages=[f"{name} {version}" for name, version in sorted(packages.items())],
     )
+
+
+def _measured(stage: Stage) -> bool:
+    """Whether there is anything for the columns of measurements."""
+    given = (stage.accuracy, stage.difference, stage.mean_reward, stage.preference_accuracy)
+    return any(value is not None for value in given)
 
 
 def _check(stages: Sequence[Stage]) -> None:

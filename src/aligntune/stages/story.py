@@ -1,0 +1,158 @@
+"""One page over all stages: what each did and cost, the tables of the evaluations, the curves of the runs.
+
+The page is `aligntune.report.build_story`; this module puts numbers that stages have recorded into its tables, and
+computes none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aligntune.report.numbers import compact, seconds, size
+from aligntune.stages.kinds import Evaluate, Report
+from aligntune.stages.plan import Plan, Planned
+from aligntune.stages.tables import TABLES
+
+if TYPE_CHECKING:
+    from aligntune.report.story import Table
+    from aligntune.stages.execution import StageOutcome
+
+TRAINED = ("train", "reward_model")
+
+
+def draw(plan: Plan, found: Mapping[str, StageOutcome], out: Path, stage: Planned | None = None) -> Path | None:
+    """Write the page; None where no stage is finished yet.
+
+    Args:
+        plan: of the stages.
+        found: what came of them.
+        out: the HTML file.
+        stage: the report stage, whose words it has and whose earlier stages it shows; None shows all.
+    """
+    from aligntune.report import build_story
+    from aligntune.report.story import Stage
+
+    upto = plan.stages[: plan.stages.index(stage)] if stage is not None else plan.stages
+    shown = [s for s in upto if s.kind_name != "report" and found[s.name].status != "waiting"]
+    if not shown:
+        return None
+    words = stage.kind.typed() if stage is not None and isinstance(stage.kind, Report) else None
+    about = words.about if words else {}
+    stages = [
+        Stage(
+            s.name,
+            run_dir=s.folder if s.kind_name in TRAINED else None,
+            about=about.get(s.name, ""),
+            seconds=found[s.name].seconds,
+            memory_bytes=found[s.name].memory,
+        )
+        for s in shown
+    ]
+    tables = [_made(shown, found), *(table for s in shown for table in evaluation_tables(s))]
+    lead = words.lead if words and words.lead is not None else plan.config.lead
+    title = (words.title if words else None) or plan.config.title or plan.output_dir.name
+    return build_story(title, stages, out, lead=lead, tables=tables, facts_of={"Command": plan.command})
+
+
+def _made(shown: list[Planned], found: Mapping[str, StageOutcome]) -> Table:
+    from aligntune.report.story import Table
+
+    rows = []
+    for s in shown:
+        told = found[s.name]
+        what = ", ".join(f"{k.replace('_', ' ')} {_number(v)}" for k, v in told.numbers.items() if v is not None)
+        made = what if s.kind_name != "evaluate" else "see the tables below"
+        rows.append([s.name, s.kind_name.replace("_", " "), ", ".join(s.needs) or "none", made, str(s.folder)])
+    return Table("Stages", ["Stage", "Kind", "Reads", "What came of it", "Folder"], rows)
+
+
+def evaluation_tables(stage: Planned) -> list[Table]:
+    """The tables of an evaluate stage; none of other stages."""
+    from aligntune.report.story import Table
+
+    path = stage.folder / TABLES
+    if not isinstance(stage.kind, Evaluate) or not path.is_file():
+        return []
+    raw = json.loads(path.read_bytes())
+    values = [
+        [f"{row['task']}: {row['name']}", row["model"], _with_interval(row["value"], row["low"], row["high"]), row["n"]]
+        for row in sorted(raw["values"], key=lambda row: _place(raw["values"], row))
+    ]
+    found = [Table(f"{stage.name}: values", ["Metric", "Model", "Value (95%)", "n"], _text(values))]
+    if raw["differences"]:
+        rows = [_difference(row) for row in raw["differences"]]
+        note = (
+            f"Paired item by item with {raw['models'][0]}. p is corrected by Holm's method over the first metric of "
+            "every task and model; the other metrics have their own."
+        )
+        heads = ["Metric", "Model", "Difference (95%)", "p", "n"]
+        found.append(Table(f"{stage.name}: differences to {raw['models'][0]}", heads, _text(rows), note))
+    if raw["classes"]:
+        found += _class_tables(stage.name, raw)
+    return found
+
+
+def _place(rows: list[dict[str, Any]], row: Mapping[str, Any]) -> int:
+    """Metrics in the order of the first model, and the models of a metric together."""
+    return next(i for i, r in enumerate(rows) if (r["task"], r["name"]) == (row["task"], row["name"]))
+
+
+def _difference(row: Mapping[str, Any]) -> list[Any]:
+    c = row["comparison"]
+    name, gap = f"{c['task']}: {c['metric']}", c["difference"]
+    if gap is None:
+        return [name, row["model"], c["reason"], "", ""]
+    p = row["p_adjusted"] if row["p_adjusted"] is not None else gap["p_value"]
+    verdict = (row.get("equivalence") or {}).get("verdict")
+    shown = _with_interval(gap["difference"], gap["low"], gap["high"], sign=True) + (f"; {verdict}" if verdict else "")
+    return [name, row["model"], shown, "" if p is None else f"{p:.2g}", gap["n"]]
+
+
+def _class_tables(name: str, raw: Mapping[str, Any]) -> list[Table]:
+    from aligntune.report.story import Table
+
+    models = raw["models"]
+    found = []
+    for task in dict.fromkeys(row["task"] for row in raw["classes"]):
+        rows = [row for row in raw["classes"] if row["task"] == task]
+        cells = []
+        for label in dict.fromkeys(row["class"] for row in rows):
+            own = {row["model"]: row for row in rows if row["class"] == label}
+            cells.append([label, own[models[0]]["n"], *(_class_cell(own[model]) for model in models)])
+        note = f"The mean in each class; in brackets the paired difference to {models[0]} with its 95% interval."
+        title = f"{name}: {task} {rows[0]['metric']} by {raw['by']}"
+        found.append(Table(title, [str(raw["by"]), "n", *models], _text(cells), note if len(models) > 1 else ""))
+    return found
+
+
+def _class_cell(row: Mapping[str, Any]) -> str:
+    value = "" if row["mean"] is None else compact(row["mean"])
+    if row.get("difference") is None:
+        return value
+    return f"{value} ({_with_interval(row['difference'], row['low'], row['high'], sign=True)})"
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None, *, sign: bool = False) -> str:
+    if value is None:
+        return "no value"
+    plus = "+" if sign and value > 0 else ""
+    bounds = "" if low is None or high is None else f" [{compact(low)}, {compact(high)}]"
+    return f"{plus}{compact(value)}{bounds}"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return str(value) if isinstance(value, int) else compact(value)
+
+
+def _text(rows: list[list[Any]]) -> list[list[str]]:
+    return [[str(cell) for cell in row] for row in rows]
+
+
+def took(value: float | None, memory: float | None) -> tuple[str, str]:
+    """Time and memory as a reader wants them; empty where they are not known."""
+    return ("" if value is None else seconds(value)), ("" if memory is None else size(memory))
