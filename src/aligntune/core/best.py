@@ -63,7 +63,7 @@ def count(trainer: Trainer, step: int, values: dict[str, float]) -> None:
     """
     state = trainer.state
     state.evaluated_step = step
-    name = _chosen(trainer, step, values)
+    name = _chosen(trainer, values)
     value = _value(trainer, name, values)
     if name is None or value is None:
         state.without_gain += 1
@@ -89,15 +89,15 @@ def _first(values: dict[str, float]) -> str | None:
     return found or next((name for name in values if name.startswith(PREFIX)), None)
 
 
-def _chosen(trainer: Trainer, step: int, values: dict[str, float]) -> str | None:
+def _chosen(trainer: Trainer, values: dict[str, float]) -> str | None:
     asked = trainer.config.train.best_metric
     if asked is None:
         return _first(values)
     known = {**trainer.state.metrics, **values}
     if asked in values or (asked in known and not held_out(asked)):
         return asked
-    if step == 0 and not held_out(asked):
-        return None  # nothing is logged before the first step
+    if not held_out(asked) and all(map(held_out, trainer.state.metrics)):
+        return None  # no step is logged yet
     raise ConfigurationError(
         f"train.best_metric: there is no value '{asked}' ({nearest(asked, known)})",
         hint=f"the values are {', '.join(sorted(n for n in known if n not in ('step', 'epoch', 'time')))}",

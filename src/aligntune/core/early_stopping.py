@@ -112,7 +112,7 @@ def best_checkpoint(trainer: Trainer) -> Path | None:
 
 
 def protect_best(trainer: Trainer, library_state: Any) -> bool:
-    """Tell the library which checkpoint its rotation must leave; whether to write one at this step.
+    """Tell the rotation (`core.durable`) which checkpoint it must leave; whether to write one at this step.
 
     Args:
         trainer: the run, at a step whose evaluation is done.
@@ -121,8 +121,8 @@ def protect_best(trainer: Trainer, library_state: Any) -> bool:
     state = trainer.state
     if trainer.config.train.keep_best != "checkpoint" or state.best_step is None:
         return False
-    path = str(best_checkpoint(trainer))
-    library_state.best_global_step, library_state.best_model_checkpoint = state.best_step, path
+    # Not its `best_model_checkpoint` too: the library would remove the last checkpoint for it at the end.
+    library_state.best_global_step = state.best_step
     return state.best_step == library_state.global_step
 
 

@@ -80,7 +80,7 @@ def run_results(folder: Path) -> tuple[list[Labelled], list[str]]:
     from aligntune.eval.result import EvalResult
 
     found: list[Labelled] = []
-    for label, at in (("before training", folder / EVALUATION / "before"), ("after training", folder / EVALUATION)):
+    for label, at in (("starting model", folder / EVALUATION / "before"), ("trained model", folder / EVALUATION)):
         if (at / "results.json").exists():
             try:
                 found.append((label, EvalResult.load(at)))
