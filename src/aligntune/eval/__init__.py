@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         ImplicitRewardMetric,
         KLDivergenceMetric,
         LogRatioMetric,
+        MacroF1Metric,
+        MajorityMetric,
         MathAccuracyMetric,
         MeanMetric,
         MeanRewardMetric,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         RewardMarginMetric,
         RougeMetric,
         SentenceBleuMetric,
+        TagAccuracyMetric,
         TokenMeanMetric,
         WinRateMetric,
         pass_at_k,
@@ -61,7 +64,7 @@ if TYPE_CHECKING:
         minimum_detectable,
         tost,
     )
-    from aligntune.eval.tasks.base import EvalKind
+    from aligntune.eval.tasks.base import EvalKind, Opponent
     from aligntune.grading.sandbox import SafeCodeExecutor, TimeoutException
 
 _MODULES = {
@@ -81,6 +84,8 @@ _MODULES = {
         "ImplicitRewardMetric",
         "KLDivergenceMetric",
         "LogRatioMetric",
+        "MacroF1Metric",
+        "MajorityMetric",
         "MathAccuracyMetric",
         "MeanMetric",
         "MeanRewardMetric",
@@ -95,6 +100,7 @@ _MODULES = {
         "RewardMarginMetric",
         "RougeMetric",
         "SentenceBleuMetric",
+        "TagAccuracyMetric",
         "TokenMeanMetric",
         "WinRateMetric",
         "pass_at_k",
@@ -105,7 +111,7 @@ _MODULES = {
     "runner": ("EvalRunner",),
     "sample_logger": ("SampleLogger",),
     "significance": ("Equivalence", "across_seeds", "adjust", "effect_size", "minimum_detectable", "tost"),
-    "tasks.base": ("EvalKind",),
+    "tasks.base": ("EvalKind", "Opponent"),
     "policy": ("token_statistics",),
 }
 _SANDBOX = "aligntune.grading.sandbox.executor"
@@ -135,12 +141,15 @@ __all__ = [
     "LMEvalConfig",
     "LMEvalRunner",
     "LogRatioMetric",
+    "MacroF1Metric",
+    "MajorityMetric",
     "MathAccuracyMetric",
     "MeanMetric",
     "MeanRewardMetric",
     "Metric",
     "MetricValue",
     "NLLMetric",
+    "Opponent",
     "PassAtKMetric",
     "PerplexityMetric",
     "PolicyEntropyMetric",
@@ -152,6 +161,7 @@ __all__ = [
     "SafeCodeExecutor",
     "SampleLogger",
     "SentenceBleuMetric",
+    "TagAccuracyMetric",
     "TaskResult",
     "TimeoutException",
     "TokenMeanMetric",

@@ -40,8 +40,20 @@ def resolved_tasks(config: RunConfig) -> list[Any]:
         ConfigurationError: with every fault; its keys begin with `tasks`.
     """
     written: list[Any] = expand(config.evaluation.tasks)
-    _eval_config(config, written)
+    parsed = _eval_config(config, written)
+    wrong = [(i, task.kind) for i, task in enumerate(parsed.tasks) if not _fits(task.kind, config.algorithm.head)]
+    if wrong:
+        faults = [
+            (f"tasks.{i}.kind", f"{kind} needs another model than {config.algorithm.key} trains; remove the task")
+            for i, kind in wrong
+        ]
+        raise ConfigurationError("; ".join(f"{key}: {told}" for key, told in faults), context={"faults": faults})
     return written
+
+
+def _fits(kind: str, head: str) -> bool:
+    """Whether a kind measures models with this head."""
+    return EvalRegistry.get(kind).head in (None, head)
 
 
 def _eval_config(config: RunConfig, tasks: list[Any]) -> EvalConfig:
@@ -67,11 +79,11 @@ def _with_defaults(task: Any, config: RunConfig) -> Any:
     most = e.max_new_tokens
     if generation is not None and config.algorithm.uses_rewards:
         most = min(most, generation.max_completion_length)
-    known = {"batch_size": e.batch_size}
+    known: dict[str, Any] = {"batch_size": e.batch_size}
     if "max_new_tokens" in reads:
         known["max_new_tokens"] = most
     if "temperature" in reads and e.temperature:
-        known["temperature"] = e.temperature  # type: ignore[assignment]
+        known["temperature"] = e.temperature
     return {**known, **task}
 
 

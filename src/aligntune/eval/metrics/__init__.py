@@ -7,7 +7,9 @@ from aligntune.eval.metrics.base import MeanMetric, Metric, MetricValue
 from aligntune.eval.metrics.calibration import CalibrationMetric, reliability_curve
 from aligntune.eval.metrics.corpus import CorpusMetric
 from aligntune.eval.metrics.entities import EntityF1Metric
+from aligntune.eval.metrics.labels import MacroF1Metric, TagAccuracyMetric
 from aligntune.eval.metrics.likelihood import NLLMetric, PerplexityMetric, TokenMeanMetric
+from aligntune.eval.metrics.majority import MajorityMetric
 from aligntune.eval.metrics.overlap import BertScoreMetric, BleuMetric, ChrfMetric, RougeMetric, SentenceBleuMetric
 from aligntune.eval.metrics.pass_at_k import PassAtKMetric, pass_at_k
 from aligntune.eval.metrics.policy import (
@@ -31,6 +33,8 @@ __all__ = [
     "ImplicitRewardMetric",
     "KLDivergenceMetric",
     "LogRatioMetric",
+    "MacroF1Metric",
+    "MajorityMetric",
     "MathAccuracyMetric",
     "MeanMetric",
     "MeanRewardMetric",
@@ -45,6 +49,7 @@ __all__ = [
     "RewardMarginMetric",
     "RougeMetric",
     "SentenceBleuMetric",
+    "TagAccuracyMetric",
     "TokenMeanMetric",
     "WinRateMetric",
     "pass_at_k",

@@ -110,9 +110,28 @@ class Metric(ABC):
                 )
         return [self.score(item) for item in items]
 
-    def compute(self, items: Iterable[Item], confidence: float = 0.95) -> MetricValue:
-        """Score the items and sum them up."""
+    def compute(
+        self, items: Iterable[Any], confidence: float = 0.95, *, references: Iterable[Any] | None = None
+    ) -> MetricValue:
+        """Score the items and sum them up.
+
+        Args:
+            items: with the fields of `requires`; or predictions, where references are given.
+            confidence: of the interval.
+            references: as many as predictions.
+
+        Raises:
+            ValidationError: an item lacks a field, or there are more of one than of the other.
+        """
         rows = list(items)
+        if references is not None:
+            golds = list(references)
+            if len(golds) != len(rows):
+                raise ValidationError(
+                    f"{len(rows)} predictions and {len(golds)} references",
+                    hint="give one for each prediction",
+                )
+            rows = [{"prediction": p, "reference": r} for p, r in zip(rows, golds, strict=True)]
         return self.aggregate(rows, self.scores(rows), confidence)
 
     def aggregate(self, items: Sequence[Item], scores: Sequence[float | None], confidence: float = 0.95) -> MetricValue:
