@@ -37,6 +37,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("grpo", {"algo": {"name": "ppo", "num_ppo_epochs": 1}}),
     "pace": ("grpo", {"algo": {"name": "pace", "refresh": 2}, "rewards__0__threshold": 0.02}),
     "dapo": ("grpo", {"algo": {"name": "dapo", "num_generations": 4, "mask_truncated_completions": False}}),
+    "sft-best": ("sft", {"train__keep_best": "model"}),
     "sft-lora": ("sft", {"model__peft": {"r": 4}, "logging__steps": 3}),
     "dpo-lora": ("dpo", {"model__peft": {"r": 4}}),
     "grpo-lora": ("grpo", {"model__peft": {"r": 4}}),
@@ -150,7 +151,7 @@ def differences(straight: Path, other: Path) -> list[str]:
             left, right = load_file(a / name), load_file(b / name)
             if left.keys() != right.keys() or not all(torch.equal(left[k], right[k]) for k in left):
                 found.append(f"{part}/{name}")
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+    for name in sorted(f.name for f in (straight / last).glob("*.pt*")):
         if not same(*(torch.load(f / last / name, weights_only=False) for f in (straight, other))):
             found.append(name)
     for pattern in ("window-*.json", "aligntune_state.json"):
@@ -221,6 +222,8 @@ def prove(name: str, model: Path, work: Path, *, kills: int, seed: int, saving: 
         folder.mkdir(parents=True)
         raw = runs.plain(kind, model, work, train__max_steps=STEPS, train__save_steps=EVERY, **changes)
         raw |= {"output_dir": str(folder / "out")}
+        if name.endswith("-best"):
+            raw["evaluation"] = {"dataset": {**raw["dataset"], "max_samples": 6}, "every": 3}
         file = folder / "run.yaml"
         file.write_text(yaml.safe_dump(raw), encoding="utf-8")
         return file, folder / "out"
@@ -242,9 +245,14 @@ def prove(name: str, model: Path, work: Path, *, kills: int, seed: int, saving: 
         outcome.inside_saving += code == -signal.SIGKILL and ".saving/" in seen[number - 1]
         before = whole(folder)
         outcome.before_first += not before
-        extra = ["--resume"] if (folder / "manifest.json").exists() else []
-        code = in_child(lambda: train(file, *extra), log=log)  # noqa: B023
-        outcome.resumes += 1
+        manifest = folder / "manifest.json"
+        status = json.loads(manifest.read_text())["status"] if manifest.exists() else "missing"
+        if status == "finished":  # killed while it drew its report
+            code = 0
+        else:
+            extra = [] if status == "missing" else ["--resume"]
+            code = in_child(lambda: train(file, *extra), log=log)  # noqa: B023
+            outcome.resumes += 1
         lost = before - whole(folder)
         found = [f"resume ended with {code}: {log.read_text()[-1500:]}"] if code else differences(straight, folder)
         found += [f"checkpoints {sorted(lost)} are gone"] if lost else []
@@ -253,6 +261,51 @@ def prove(name: str, model: Path, work: Path, *, kills: int, seed: int, saving: 
             shutil.rmtree(work / f"kill-{i}")
     outcome.seconds = round(time.monotonic() - started, 1)
     return outcome
+
+
+def differences_of_two(kind: str, model: Path, work: Path) -> list[str]:
+    """The same over two processes (DDP on the CPU): both are killed after their fourth step, and started again."""
+    import socket
+    import subprocess
+
+    import yaml
+
+    import runs
+
+    def start(file: Path, *extra: str) -> list[subprocess.Popen[bytes]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        command = [sys.executable, "-m", "aligntune", "train", str(file), "--no-check", *extra]
+        logs = [open(file.with_suffix(f".{rank}.log"), "ab") for rank in range(2)]  # noqa: SIM115
+        return [
+            subprocess.Popen(
+                command, env={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=log, stderr=log
+            )
+            for r, log in enumerate(logs)
+        ]
+
+    folders = []
+    for name in ("straight", "killed"):
+        folder = work / name
+        folder.mkdir()
+        raw = runs.plain(kind, model, work, train__max_steps=STEPS, train__save_steps=EVERY, logging__steps=3)
+        (folder / "run.yaml").write_text(yaml.safe_dump({**raw, "output_dir": str(folder / "out")}))
+        folders.append(folder)
+    straight, killed = folders
+    codes = [p.wait() for p in start(straight / "run.yaml")]
+    processes = start(killed / "run.yaml")
+    while not list((killed / "out").glob("checkpoint-4")) and all(p.poll() is None for p in processes):
+        time.sleep(0.02)
+    for process in processes:
+        process.kill()
+        process.wait()
+    codes += [p.wait() for p in start(killed / "run.yaml", "--resume")]
+    if any(codes):
+        logs = [f.read_text()[-1500:] for f in sorted(work.rglob("*.log"))]
+        return [f"exit codes {codes}", *logs]
+    return differences(straight / "out", killed / "out")
 
 
 def warm() -> None:

@@ -177,6 +177,13 @@ class GroupPolicy(AlgorithmParams):
         """Whether every update is made by the policy that sampled, so that all ratios are 1."""
         return bool(config.train.gradient_accumulation_steps % self.window(config) == 0)
 
+    def bound_to_batch(self, config: Any) -> str | None:
+        if getattr(self, "loss_type", None) == "bnpo":
+            return "`algo.loss_type` bnpo averages over the tokens of one forward pass"
+        if getattr(self, "steps_per_generation", None) is not None:
+            return "`algo.steps_per_generation` is set, so that fewer completions would be sampled together"
+        return None
+
     def resumable(self, config: Any, step: int) -> bool:
         return bool(step * config.train.gradient_accumulation_steps % self.window(config) == 0)
 

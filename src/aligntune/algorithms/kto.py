@@ -45,6 +45,9 @@ class KTO(Referenced):
     undesirable_weight: PositiveFloat = 1.0
     """Weight of undesirable answers (Ethayarajh et al. 2024, section 4.1)."""
 
+    def bound_to_batch(self, config: Any) -> str | None:
+        return "the KL baseline is taken over the rows of one forward pass" if self.loss_type == "kto" else None
+
     def arguments(self, config: Any) -> dict[str, Any]:
         return {
             "beta": self.beta,

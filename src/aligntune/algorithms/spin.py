@@ -56,6 +56,9 @@ class SPIN(AlgorithmParams):
     def trainer_type(self, base: type) -> type:
         return import_attribute("aligntune.core.rl.adapters:restoring")(base)  # type: ignore[no-any-return]
 
+    def bound_to_batch(self, config: Any) -> str | None:
+        return "each round is a run of its own, which goes on from its own checkpoints only"
+
     def inert_keys(self, config: Any) -> dict[str, str]:
         from aligntune.algorithms.group import vllm_arguments
 

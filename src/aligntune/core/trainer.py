@@ -30,6 +30,7 @@ from aligntune.core.config.sections import DatasetConfig
 from aligntune.core.durable import durable, keeps_window
 from aligntune.core.early_stopping import last_evaluation
 from aligntune.core.evaluation import evaluate_model, sample_answers
+from aligntune.core.exhaustion import guarded
 from aligntune.core.isolation import no_telemetry
 from aligntune.core.measuring import answer_at_end, finish_evaluation, prepare_tasks, tell_cost
 from aligntune.core.pretokenised import taking_tokens
@@ -90,6 +91,7 @@ class Trainer:
         self._start = config
         self._began = time.monotonic()
         self.stop = StopRequest()
+        self.batch_changes: list[dict[str, Any]] = []
 
     def _load(self) -> Any:
         if self._loaded is None:
@@ -229,6 +231,7 @@ class Trainer:
         from aligntune.utils.files import disk_errors
 
         with ExitStack() as stack:
+            stack.callback(self._run.release)
             stack.push(self._note_end)
             with disk_errors(self._run.path):
                 yield
@@ -260,9 +263,12 @@ class Trainer:
         """One library loop; returns the mean loss of its steps, and its seconds.
 
         Raises:
-            TrainingError: the loss or the weights are no finite numbers.
+            TrainingError: the loss or the weights are no finite numbers, or memory ran out.
             KeyboardInterrupt: it was stopped.
         """
+        return guarded(self, checkpoint, self._run_loop)
+
+    def _run_loop(self, checkpoint: Checkpoint | None) -> tuple[float, float]:
         stop = request_of(self)
         progress = Progress(f"{self.config.algorithm.key} on {self.config.backend}")
         started = time.monotonic()

@@ -264,6 +264,11 @@ class RunFolder:
             seconds = round(self.elapsed, 3)
             self.update_manifest({"status": status, "ended_at": _now(), "seconds": seconds, **entries})
         finally:
+            self.release()
+
+    def release(self) -> None:
+        """Give the folder's lock back, whatever became of the run."""
+        if self.leads:
             RunLock(self.path).release()
 
 
