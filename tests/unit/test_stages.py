@@ -298,7 +298,9 @@ def test_every_stage_runs_once_and_is_then_skipped(file: Path, tmp_path: Path) -
     assert result["split"].numbers == {"train rows": 1, "test rows": 1}
     assert result.report == str(tmp_path / "out" / "report.html")
     record = read_record(tmp_path / "out" / "02-sft")
-    assert record is not None and record["status"] == "finished" and record["memory"] == 1000
+    assert record is not None
+    assert record["status"] == "finished"
+    assert record["memory"] == 1000
     assert yaml.safe_load((tmp_path / "out" / "02-sft" / "stage.yaml").read_text())["output_dir"].endswith("02-sft")
     again = FakeRunner()
     result = run_stages(file, runner=again)
@@ -336,7 +338,8 @@ def test_a_changed_finished_stage_is_refused_with_the_choices(file: Path, tmp_pa
     run_stages(file, runner=FakeRunner())
     said = refused(file, "values.steps=5")
     assert "stage sft is finished, and has changed since: train.max_steps: 4 -> 5" in said
-    assert "--from sft" in said and "output_dir" in said
+    assert "--from sft" in said
+    assert "output_dir" in said
     runner = FakeRunner()
     run_stages(file, ["values.steps=5"], start="sft", runner=runner)
     assert runner.made == ["sft", "pairs", "dpo"]
@@ -504,10 +507,13 @@ def test_estimates_follow_the_model_and_count_steps(file: Path, tiny_model: Path
     assert rows["sft"].steps == 4
     assert rows["dpo"].steps is None
     assert any("not counted yet" in note for note in rows["dpo"].notes)
-    assert rows["sft"].memory is not None and rows["sft"].memory > 60_000_000
-    assert rows["sft"].disk is not None and rows["sft"].disk > 0
+    assert rows["sft"].memory is not None
+    assert rows["sft"].memory > 60_000_000
+    assert rows["sft"].disk is not None
+    assert rows["sft"].disk > 0
     found = totals(list(rows.values()))
-    assert found["steps"] == 4 and found["steps_unknown"] == ["dpo"]
+    assert found["steps"] == 4
+    assert found["steps_unknown"] == ["dpo"]
     run_stages(file, overrides, runner=FakeRunner())
     rows = {row.name: row for row in estimates(make_plan(file, [*overrides, "values.steps=8"]))}
     assert rows["dpo"].steps == 1  # two epochs of one row in batches of several
@@ -540,7 +546,8 @@ def test_a_run_file_is_told_from_a_stages_file(cli: Any, tmp_path: Path) -> None
     path.write_text("task: instruction_following\n")
     ran = cli("run", path)
     assert ran.code == 2
-    assert "has no stages" in ran.err and "aligntune train" in ran.err
+    assert "has no stages" in ran.err
+    assert "aligntune train" in ran.err
     assert cli("run").code == 2
 
 
