@@ -154,6 +154,6 @@ def test_a_conflict_of_unsloth_with_trl_is_refused_by_name(tiny_model: Path, tmp
 
     monkeypatch.setattr(module, "version_conflicts", lambda: ["unsloth 1 wants trl <=1.15.0, and 1.16.0 is installed"])
     config = load_config(runs.plain("sft", tiny_model, tmp_path, backend="unsloth"))
-    with pytest.raises(EnvironmentError, match="wants trl <=1.15.0") as caught:
+    with pytest.raises(EnvironmentError, match=r"wants trl <=1\.15\.0") as caught:
         module.UnslothBackend().check(config)
     assert "backend: trl" in caught.value.hint

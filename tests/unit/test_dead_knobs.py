@@ -67,6 +67,7 @@ RUNNING = {**PAIR, "composition.normalise": "running"}
 KEYS: dict[str, Other] = {
     "backend": Other("{other_backend}"),
     "isolation": Other("process"),
+    "python": Other("/bin/sh", {"isolation": "process"}),
     "output_dir": Other("elsewhere"),
     "cache.dir": Other("/tmp/cache", HUB),
     "cache.enabled": Other(False),
@@ -107,6 +108,11 @@ KEYS: dict[str, Other] = {
     "train.save_total_limit": Other(2, {"train.save_steps": 4}),
     "train.dataloader_workers": Other(1),
     "train.early_stopping_patience": Other(1, {**HELD, "evaluation.every": 1}),
+    "train.best_metric": Other("eval_rows", {**HELD, "evaluation.every": 1}),
+    "train.best_mode": Other("min", {**HELD, "evaluation.every": 1, "train.best_metric": "eval_rows"}),
+    "train.keep_best": Other("checkpoint", {**HELD, "evaluation.every": 1}),
+    "evaluation.tasks": Other([{"name": "texts", "kind": "perplexity", "dataset": "{texts}"}]),
+    "evaluation.at_start": Other(True, HELD),
     "evaluation.every": Other(2, HELD),
     "evaluation.batch_size": Other(3),
     "evaluation.max_new_tokens": Other(3),
@@ -115,6 +121,8 @@ KEYS: dict[str, Other] = {
     "logging.report_to": Other(["wandb"]),
     "logging.run_name": Other("a name"),
     "logging.samples": Other(0, HELD),
+    "logging.samples_at": Other([0.25], HELD),
+    "logging.sample_prompts": Other(["Say this."], HELD),
     "logging.rollouts": Other(False),
     "generation.max_prompt_length": Other(36),
     "generation.max_completion_length": Other(9),
@@ -479,6 +487,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_mode
     (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
     found = {"folder": folder, "model": tiny_model, "plain": tiny_model_plain, "rewards": folder / "rewards.py"}
     found["map"] = MirrorMap.random(seed=1).save(folder / "map.safetensors")
+    found["texts"] = folder / "texts.jsonl"
+    found["texts"].write_text('{"text": "A text to measure."}\n', encoding="utf-8")
     for case in (*task_names(), *algorithm_names()):
         kinds = {"rows": rows_of(case, "a"), "more": rows_of(case, "b"), "held": rows_of(case, "c")}
         kinds["both"] = [
@@ -655,7 +665,7 @@ class Probe:
         from aligntune.core.backend_factory import create_trainer
 
         self._offer_hub()
-        config = dataclasses.replace(self.config, isolation="auto")
+        config = dataclasses.replace(self.config, isolation="auto", python=None)
         trainer = create_trainer(config)
         self.patch.setattr(trainer.backend, "prepare", self._prepare)
         return trainer
@@ -671,9 +681,11 @@ class Probe:
 
     def made(self) -> Any:
         from aligntune.core.backend_factory import create_trainer
+        from aligntune.core.process import ProcessTrainer
 
-        made = type(create_trainer(self.config))
-        return f"{made.__module__}.{made.__name__}"
+        trainer = create_trainer(self.config)
+        made = type(trainer)
+        return f"{made.__module__}.{made.__name__}", trainer._python() if isinstance(trainer, ProcessTrainer) else ""
 
     def arguments(self) -> Any:
         trainer = self.trainer()
@@ -810,7 +822,7 @@ class Probe:
     def asked(self) -> Any:
         trainer = self._measuring()
         trainer.predict(["hello"]) if self.config.algorithm.head != "causal_lm" else trainer.generate(["hello"])
-        if self.config.evaluation.dataset is not None:
+        if self.config.evaluation.dataset is not None or self.config.evaluation.tasks:
             self.record("measured", trainer.evaluate())
         return self.calls
 
@@ -849,15 +861,15 @@ class Probe:
         trainer._eval_rows()
         callback = make_callback(trainer, StopRequest(), Progress("x"))
         control = SimpleNamespace(should_save=False, should_training_stop=False)
-        for step in (1, 2, 3):
+        for step in (0, 1, 2, 3):
             state = SimpleNamespace(global_step=step, epoch=0.1, max_steps=4, is_world_process_zero=True)
-            callback.on_step_end(None, state, control)
+            (callback.on_step_end if step else callback.on_train_begin)(None, state, control)
         if trainer._eval_data is not None:
             trainer.evaluate_now(4)
         if trainer.rewards is not None:
             scores = trainer.rewards.score_batch(["banana", "eel"], {"prompt": ["p", "p"]})
             record_rollouts(trainer, 0, ["p", "p"], ["banana", "eel"], {}, scores)
-        return [self.calls, trainer._run.rows, vars(control)]
+        return [self.calls, trainer._run.rows, vars(control), vars(trainer.state)]
 
 
 FIRST = {

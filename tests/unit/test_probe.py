@@ -183,12 +183,10 @@ def test_a_probe_that_cannot_be_is_refused(tiny_model: Path, tmp_path: Path, mon
         probe(raw, ["trl", "trl"])
     with pytest.raises(ConfigurationError, match="unknown backend 'trl2'"):
         probe(raw, ["trl", "trl2"])
-    spin = runs.plain("dpo", tiny_model, tmp_path)
+    answers = runs.plain("sft", tiny_model, tmp_path)["dataset"]
+    spin, _ = prepared_config(load_config({**raw, "algo": {"name": "spin"}, "datasets": answers}))
     with pytest.raises(ConfigurationError, match="no single loss"):
-        config = load_config(
-            {**spin, "algo": {"name": "spin"}, "datasets": runs.plain("sft", tiny_model, tmp_path)["dataset"]}
-        )
-        measure(prepared_config(config)[0], tmp_path / "spin")
+        measure(spin, tmp_path / "spin")
     with pytest.raises(TrainingError, match="ended with code 1 and no result") as caught:
         probe(raw, ["trl"], python="/bin/false")
     assert "it said" in caught.value.hint

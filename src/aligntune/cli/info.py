@@ -30,14 +30,17 @@ PACKAGES = (
 def command(settings: Settings) -> Output:
     """Show versions, device, backends, algorithms and rewards."""
     from aligntune.core.backend_factory import list_algorithms, list_backends, list_rewards
+    from aligntune.core.versions import untested
 
+    backends = list_backends()
     data: dict[str, Any] = {
         "aligntune": aligntune.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "device": _device(),
-        "backends": list_backends(),
+        "untested": {name: untested(name) for name, row in backends.items() if row["available"]},
+        "backends": backends,
         "algorithms": list_algorithms(),
         "rewards": list_rewards(),
     }
@@ -69,6 +72,9 @@ def _text(data: dict[str, Any]) -> str:
     for name, backend in data["backends"].items():
         state = "available" if backend["available"] else f"not installed: {backend['install']}"
         lines.append(f"  {name:<14}{state}")
+        if problem := data["untested"].get(name):
+            lines.append(f"  {'':<14}{problem}")
+        lines += [f"  {'':<14}{problem}" for problem in backend["conflicts"]]
         lines += [f"  {'':<14}{key}: {note}" for key, note in backend["notes"].items()]
     lines += ["", "algorithms and tasks"]
     lines += [f"  {name:<22}{entry['kind']:<5}{entry['summary']}" for name, entry in data["algorithms"].items()]

@@ -57,7 +57,7 @@ def measure(config: RunConfig, folder: Path, *, bare: bool = False) -> dict[str,
     from safetensors.torch import save_file
 
     hf, run = _build(config, bare)
-    model = hf.model
+    model = hf.model = hf.accelerator.prepare_model(hf.model)  # mixed precision is part of it
     _no_dropout(model)
     start = _describe_weights(model)
     _nudge(model)

@@ -158,6 +158,10 @@ PLAIN_MODEL = (
     "trains a plain Transformers model, without Unsloth's kernels: its CPU loader ignores the number of labels"
 )
 
+REBOUND = (
+    "trl:SFTTrainer", "trl:DPOTrainer", "trl:KTOTrainer", "trl:RLOOTrainer", "trl:GRPOTrainer", "trl:RewardTrainer",
+)  # fmt: skip
+"""Trainers that Unsloth 2026.10.9 replaces by generated ones on a GPU (read in its GPU-shaped process; a test does)."""
 BACKENDS: dict[str, BackendInfo] = {
     "trl": BackendInfo(
         name="trl",

@@ -16,11 +16,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from aligntune.algorithms.base import Kind, algorithm_names, get_algorithm, get_task, task_names
+from aligntune.algorithms.base import AlgorithmParams, Kind, algorithm_names, get_algorithm, get_task, task_names
 from aligntune.backends.names import trainer_name, trainer_type
 from aligntune.core.arguments import trainer_arguments
-from aligntune.core.backend import BACKENDS, BackendType, TrainingType, get_backend
-from aligntune.core.backend_choice import AUTO, settle_backend
+from aligntune.core.backend import BACKENDS, REBOUND, BackendType, TrainingType, get_backend
+from aligntune.core.backend_choice import AUTO, settle_backend, version_conflicts
 from aligntune.core.config import RLConfig, RunConfig, SFTConfig, load_config
 from aligntune.core.config.aliases import keywords_to_keys
 from aligntune.core.config.io import effective, notices, resolve
@@ -197,9 +197,32 @@ def _version(package: str) -> str | None:
         return None
 
 
+def class_origin(backend: str, name: str) -> str:
+    """How the trainer class of an algorithm or task comes about on a backend, in a few words; nothing is imported.
+
+    Raises:
+        ConfigurationError: an unknown name.
+    """
+    params = get_task(name) if name in task_names() else get_algorithm(name)
+    library = params.trainer.replace(":", ".")
+    own = params.trainer_type is not AlgorithmParams.trainer_type
+    if backend == "unsloth" and params.trainer in REBOUND:
+        how = f"{library} as Unsloth rebinds it on a GPU; stock on its CPU backend, on an Unsloth model"
+    elif backend == "unsloth":
+        how = f"stock {library} on a plain Transformers model"
+    else:
+        how = f"stock {library}"
+    rounds = f"; trains in rounds ({params.driver.partition(':')[0]})" if params.driver else ""
+    return how + (", under AlignTune's subclass" if own else "") + rounds
+
+
 def list_backends() -> dict[str, dict[str, Any]]:
-    """Each backend with `available`, `version`, `install`, what it trains and `notes` by algorithm; nothing is
-    imported."""
+    """Each backend with `available`, `version`, `install`, what it trains, and `notes` by algorithm.
+
+    Further `classes` (by algorithm, how its trainer class comes about), `inert` (keys that it does not read, with the
+    reason; the other backend reads them) and `conflicts` (installed versions that its metadata rules out). Nothing is
+    imported.
+    """
     return {
         name: {
             "available": info.available,
@@ -207,6 +230,9 @@ def list_backends() -> dict[str, dict[str, Any]]:
             "install": info.install,
             "algorithms": [*task_names(), *algorithm_names()],
             "notes": dict(info.notes),
+            "classes": {key: class_origin(name, key) for key in (*task_names(), *algorithm_names())},
+            "inert": dict(info.inert),
+            "conflicts": version_conflicts() if name == "unsloth" else [],
         }
         for name, info in BACKENDS.items()
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntune.core.config.io import effective
+from aligntune.core.versions import UNTESTED, untested
 from aligntune.utils.files import jsonable, write_atomic
 from aligntune.utils.logging import get_logger
 from aligntune.utils.run_folder import CODE_DIFF, CONFIG
@@ -27,6 +28,9 @@ def write_header(run: Trainer, code: dict[str, Any]) -> None:
     """The resolved configuration and the manifest's entries that are known before the first step."""
     from aligntune.utils import manifest
 
+    if (sentence := untested(run.config.backend)) and not any(UNTESTED in note for note in run.notes):
+        log.warning(sentence)
+        run.notes.append(sentence)
     if run.config.backend == "trl" and code.get("by"):
         who = ", ".join(f"{count} by {name}" for name, count in list(code["by"].items())[:3])
         run._tell([f"parts of the training libraries' code were replaced in this process: {who}"])
@@ -105,9 +109,11 @@ def record_rollouts(
         scores: of the N completions.
         tokens: N lengths of completions.
     """
+    from aligntune.rewards.adapters import completion_text
+
+    _note_repetition(run, [completion_text(completion) for completion in completions])
     if not run.config.logging.rollouts:
         return
-    from aligntune.rewards.adapters import completion_text
     from aligntune.rewards.summary import prompt_groups
 
     hf = run._hf
@@ -138,6 +144,16 @@ def record_rollouts(
         run._run.append_rollouts(rows)
     else:
         held.take(rows, run._run.append_rollouts)
+
+
+def _note_repetition(run: Trainer, texts: list[str]) -> None:
+    """Put the share of repeated n-grams among the metrics that the library averages until its next line of the log."""
+    from aligntune.utils.health.figures import mean_repetition
+
+    metrics = getattr(run._hf, "_metrics", None)
+    found = mean_repetition(texts)
+    if metrics is not None and found is not None:
+        metrics["train"]["completions/repetition"].append(found)
 
 
 def write_held(run: Trainer) -> None:

@@ -56,6 +56,8 @@ _NOISE = (
     "__doc__", "__module__", "__firstlineno__",
 )  # fmt: skip
 """Names whose value is another in every process."""
+SHOWN = 60
+"""Most symbols that the text lists."""
 _BROKEN = (ImportError, RuntimeError, AttributeError, NameError, TypeError, ValueError, OSError, KeyError)
 """What importing a module with a missing optional part raises."""
 
@@ -71,7 +73,7 @@ class IsolationReport:
         finders: finders that it put before Python's own.
         files: what it wrote into the working folder.
         changed: with `full`, symbol to where it comes from now; None without.
-        symbols: with `full`, how many were compared.
+        symbols: with `full`, how many were compared, in the modules that both processes have loaded.
     """
 
     backend: str
@@ -104,7 +106,9 @@ class IsolationReport:
         ]
         if self.changed is not None:
             lines.append(f"against an untouched process: {len(self.changed)} of {self.symbols} symbols differ")
-            lines += [f"  {name}  ({_short(origin)})" for name, origin in sorted(self.changed.items())]
+            shown = sorted(self.changed.items())
+            lines += [f"  {name}  ({_short(origin)})" for name, origin in shown[:SHOWN]]
+            lines += [f"  and {len(shown) - SHOWN} more (--json lists all)"] if len(shown) > SHOWN else []
         return "\n".join(lines)
 
 
@@ -127,6 +131,8 @@ def isolation_report(backend: str = "trl", *, full: bool = False) -> IsolationRe
     changed, symbols = None, 0
     if full:
         one, two = _in_process("untouched", True)["all"], found["all"]
+        both = {row[2] for row in one.values()} & {row[2] for row in two.values()}
+        one, two = ({n: row for n, row in side.items() if row[2] in both} for side in (one, two))
         symbols = len(one.keys() | two.keys())
         changed = {
             n: (two.get(n) or one[n])[1] if n in two else "removed"
@@ -191,7 +197,7 @@ def _prepare(mode: str) -> None:
 
 
 def _every_symbol() -> Iterator[tuple[str, list[str]]]:
-    """Name, digest and origin of every function, method, class and plain constant of the libraries."""
+    """Name, digest, origin and module of every function, method, class and plain constant of the libraries."""
     for package in WHOLE:
         top = importlib.import_module(package)
         for module in pkgutil.walk_packages(top.__path__, f"{package}.", onerror=lambda name: None):
@@ -202,7 +208,8 @@ def _every_symbol() -> Iterator[tuple[str, list[str]]]:
     for name in sorted(sys.modules):
         module_ = sys.modules[name]
         if type(module_) is types.ModuleType and name.partition(".")[0] in _ROOTS:
-            yield from _symbols_of(name, module_)
+            for symbol, described in _symbols_of(name, module_):
+                yield symbol, [*described, name]
 
 
 def _imported(name: str) -> None:
@@ -212,7 +219,7 @@ def _imported(name: str) -> None:
 
 def _symbols_of(name: str, module: types.ModuleType) -> Iterator[tuple[str, list[str]]]:
     for attribute, value in sorted(vars(module).items()):
-        if attribute in _NOISE or attribute.startswith("__"):
+        if attribute in _NOISE or attribute.startswith(("__", "_torchinductor")):
             continue
         described = _described(value)
         if described is None:
@@ -239,7 +246,7 @@ def _described(value: Any) -> list[str] | None:
     if isinstance(value, type):
         bases = [f"{b.__module__}.{b.__qualname__}" for b in value.__mro__]
         return [f"{value.__module__}.{value.__qualname__} {bases}", value.__module__]
-    return [repr(value), "a constant"] if _plain(value) else None
+    return [repr(value), "a value"] if _plain(value) else None
 
 
 def _plain(value: Any) -> bool:
