@@ -68,7 +68,7 @@ def _sentences(rng, n, p, count):
 
 @pytest.mark.parametrize(
     ("sizes", "shares", "samples"),
-    [((50,), (0.2, 0.8), 300), pytest.param((50, 100, 300), (0.2, 0.5, 0.8, 0.95), 2000, marks=pytest.mark.slow)],
+    [((50,), (0.2, 0.8), 300), pytest.param((50, 100, 300), (0.2, 0.5, 0.8, 0.95), 1000, marks=pytest.mark.slow)],
 )
 def test_bootstrap_of_corpus_metrics(sizes, shares, samples):
     import numpy as np
@@ -86,7 +86,7 @@ def test_bootstrap_of_corpus_metrics(sizes, shares, samples):
                 low, high = bounds((2 * sums[:, 0] / np.maximum(sums[:, 1:].sum(axis=1), 1)).tolist(), 0.95, n)
                 hits += low <= true <= high
             coverages[n, p] = hits / samples
-    if samples > 1000:
+    if samples >= 1000:
         _meets(coverages)
     assert min(coverages.values()) >= 0.905  # 300 samples: a standard error of 1.3%
 
@@ -111,7 +111,7 @@ def test_the_simulated_interval_is_the_metrics_own():
 
 @pytest.mark.parametrize(
     ("sizes", "gaps", "samples"),
-    [((100,), (0,), 40), pytest.param((100, 300, 1000), (0, 0.05, 0.15, 0.3), 300, marks=pytest.mark.slow)],
+    [((100,), (0,), 40), pytest.param((100, 300, 1000), (0, 0.05, 0.15, 0.3), 150, marks=pytest.mark.slow)],
 )
 def test_calibration_error(sizes, gaps, samples):
     """Confidences are right in a share q; the model says q + 2 gap (1 - q)."""

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Lt, MinLen
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from aligntune.algorithms.base import Head
 from aligntune.core.config.base import section
 from aligntune.core.config.composing import EVALUATION, CompositionConfig, composition_faults, inert_composition
 from aligntune.core.config.io import changed_keys, parse_section
@@ -241,8 +242,10 @@ def _task_faults(task: EvalTask) -> list[tuple[str, str]]:
 def _head_faults(config: EvalConfig) -> list[tuple[str, str]]:
     """One model serves every task, and a task that asks a judge has one."""
     known = [(i, t, EvalRegistry.get(t.kind)) for i, t in enumerate(config.tasks) if t.kind in EvalRegistry.names()]
-    heads = [(task.name, kind.head) for _, task, kind in known]
-    faults = head_faults([*heads, *([("lm_eval", "causal_lm")] if config.lm_eval else [])])
+    heads: list[tuple[str, Head | None]] = [(task.name, kind.head) for _, task, kind in known]
+    if config.lm_eval is not None:
+        heads.append(("lm_eval", "causal_lm"))
+    faults = head_faults(heads)
     if config.judge is None:
         faults += [
             (f"tasks.{i}.kind", f"{task.kind} asks a judge, and the file has none: write the section judge, or rewards")
