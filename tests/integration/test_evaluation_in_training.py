@@ -110,7 +110,7 @@ def test_what_would_do_nothing_is_refused(changes: dict[str, Any], told: str, ti
 def test_a_classifier_has_no_tasks(tiny_model: Path, tmp_path: Path) -> None:
     raw = runs.plain("sft", tiny_model, tmp_path, evaluation__tasks=["arc"])
     raw["task"] = {"name": "text_classification"}
-    with pytest.raises(ConfigurationError, match=r"evaluation\.tasks: has no effect"):
+    with pytest.raises(ConfigurationError, match=r"evaluation\.tasks\.0\.kind: multiple_choice needs another model"):
         build_config(raw)
 
 

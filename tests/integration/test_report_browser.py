@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import reporting
 from aligntune.report import Answer, Interval, Sample, Stage, build_report, build_story
 from aligntune.utils.run_folder import RunFolder
 
@@ -139,3 +140,95 @@ def test_the_page_follows_the_colour_scheme(
     assert (width, height) == (800, 500)
     assert colour_at(rows, 2, 2) == page_colour
     assert len({row[i : i + 3] for row in rows for i in range(0, len(row), 3)}) > 20  # text and badges are drawn
+
+
+# ---- evaluation and its item browser ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of two evaluations, whose answers try to run scripts."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    for i, share in enumerate((0.4, 0.7)):
+        reporting.result(f"model-{i}", share, i).save(folder / f"e{i}")
+    return build_report([folder / "e0", folder / "e1"])
+
+
+def framed(page: Path, tmp_path: Path, width: int, script: str, *flags: str) -> str:
+    """The title that a script sets, which sees the page as `d` in a frame of this width."""
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<!doctype html><title>not run</title><iframe id="f" src="{page.as_uri()}" style="width:{width}px;height:900px">'
+        f"</iframe><script>f.onload = () => {{ const d = f.contentDocument; {script} }}</script>",
+        encoding="utf-8",
+    )
+    flags = (*flags, "--dump-dom", "--allow-file-access-from-files", "--window-size=1300,1000")
+    dom = chromium(tmp_path, frame, *flags).stdout
+    return re.search(r"<title>(.*?)</title>", dom).group(1)
+
+
+def test_the_item_browser_searches_filters_and_shows_more(evaluated: Path, tmp_path: Path) -> None:
+    script = """
+      const box = d.querySelector("[data-browser]"), told = [];
+      const count = () => box.querySelector("[data-count]").textContent;
+      const seen = () => [...box.querySelectorAll(".item")].filter(i => !i.hidden);
+      box.open = true;
+      told.push(count(), seen().length);
+      box.querySelector("[data-more]").click();
+      told.push(seen().length, d.activeElement.tagName);
+      [...box.querySelectorAll("[data-filter]")].find(b => b.dataset.filter === "wrong").click();
+      told.push(new Set(seen().map(i => i.dataset.kind)).size, seen()[0].dataset.kind);
+      const field = box.querySelector("input");
+      box.querySelector("[data-filter='']").click();
+      field.value = "what is 17 +"; field.dispatchEvent(new Event("input"));
+      told.push(count(), seen()[0].textContent.includes("17 + 3"));
+      document.title = told.join("|") + "|" + d.title;
+    """
+    told = framed(evaluated, tmp_path, 1200, script).split("|")
+    assert told == [
+        "20 of 200 shown", "20", "40", "SUMMARY", "1", "wrong", "1 of 1 shown", "true", "model-0 and model-1"
+    ]  # fmt: skip
+
+
+def test_the_evaluation_is_usable_at_400_pixels_and_by_keyboard(evaluated: Path, tmp_path: Path) -> None:
+    script = """
+      d.querySelectorAll("details").forEach(x => { x.open = true; });
+      const wide = [...d.querySelectorAll("main *")].filter(x => !x.closest(".scroll, pre, svg")
+        && x.getClientRects().length && x.getBoundingClientRect().right > 401).length;
+      const scrolls = [...d.querySelectorAll(".scroll")].every(x => x.tabIndex === 0 && x.getAttribute("aria-label"));
+      const inputs = [...d.querySelectorAll("input")].every(x => x.labels.length === 1);
+      const buttons = [...d.querySelectorAll("button")].every(x => x.type === "button" && x.textContent.trim());
+      document.title = [d.documentElement.scrollWidth <= 400, wide, scrolls, inputs, buttons].join(" ");
+    """
+    assert framed(evaluated, tmp_path, 400, script) == "true 0 true true true"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_text_of_the_evaluation_has_enough_contrast(evaluated: Path, tmp_path: Path, scheme: str) -> None:
+    """At least 4.5:1 for every piece of text (WCAG 2.2, 1.4.3), by the formula of relative luminance."""
+    script = """
+      const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+      const rgba = c => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data]; };
+      const lum = c => c.slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+      const back = x => { for (; x; x = x.parentElement) { const c = f.contentWindow.getComputedStyle(x).backgroundColor;
+        if (rgba(c)[3] > 250) { return lum(rgba(c)); } } return 1; };
+      d.querySelectorAll("details").forEach(x => { x.open = true; });
+      let worst = [99, ""];
+      for (const x of d.querySelectorAll("main *, header *, footer *")) {
+        if (![...x.childNodes].some(n => n.nodeType === 3 && n.data.trim())) { continue; }
+        if (!x.getClientRects().length) { continue; }
+        const style = f.contentWindow.getComputedStyle(x), svg = x.closest("svg");
+        const a = lum(rgba(svg ? style.fill : style.color)), b = back(x);
+        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (ratio < worst[0]) { worst = [ratio, x.tagName + "." + x.getAttribute("class")]; }
+      }
+      document.title = worst[0].toFixed(2) + " " + worst[1] + " "
+        + f.contentWindow.matchMedia("(prefers-color-scheme: dark)").matches;
+    """
+    flag = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    told = framed(evaluated, tmp_path, 1200, script, flag)
+    ratio, _, dark = told.split(" ")
+    assert dark == ("true" if scheme == "dark" else "false")
+    assert float(ratio) >= 4.5, told

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+import health_streams
 import helpers
 import plugs
 from aligntune.algorithms.base import algorithm_names, get_algorithm, get_task, task_names
@@ -69,6 +70,24 @@ KEYS: dict[str, Other] = {
     "isolation": Other("process"),
     "python": Other("/bin/sh", {"isolation": "process"}),
     "output_dir": Other("elsewhere"),
+    "health.enabled": Other(False),
+    "health.action": Other("stop"),
+    "health.window": Other(40),
+    "health.loss_spike": Other(None),
+    "health.loss_rise": Other(None),
+    "health.grad_norm": Other(None),
+    "health.kl_dead": Other(None),
+    "health.kl_high": Other(None),
+    "health.entropy_low": Other(None),
+    "health.reward_flat": Other(None),
+    "health.clipped": Other(None),
+    "health.repetition": Other(None),
+    "health.length": Other(None),
+    "health.held_out": Other(None, {**HELD, "evaluation.every": 1}),
+    "health.throughput": Other(None),
+    "health.memory": Other(None),
+    "health.disk_gb": Other(None),
+    "health.gpu_memory": Other(None),
     "cache.dir": Other("/tmp/cache", HUB),
     "cache.enabled": Other(False),
     "cache.max_gb": Other(1e-9),
@@ -624,6 +643,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.rows: list[Any] = []
+        self.path = Path(tempfile.mkdtemp())
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *values: self.rows.append((name, plainly(values)))
@@ -655,6 +675,7 @@ class Probe:
         "watched",
         "classified",
         "kept",
+        "followed",
     )
 
     def __init__(self, config: Any, patch: pytest.MonkeyPatch, hub_rows: Path) -> None:
@@ -871,6 +892,22 @@ class Probe:
             record_rollouts(trainer, 0, ["p", "p"], ["banana", "eel"], {}, scores)
         return [self.calls, trainer._run.rows, vars(control), vars(trainer.state)]
 
+    def followed(self) -> Any:
+        """The events of a stream in which everything goes wrong, and what is asked of the library then."""
+        from aligntune.core.following import Follower
+
+        trainer = self.trainer()
+        folder = Path(tempfile.mkdtemp(dir=self.hub_rows.parent))
+        trainer._run = SimpleNamespace(path=folder, leads=True, update_manifest=lambda entries: None)
+        follower = Follower(SimpleNamespace(), trainer)
+        follower.collector.due = dict  # type: ignore[method-assign]
+        for row in health_streams.everything_wrong():
+            follower.row(row)
+        control = SimpleNamespace(should_save=False, should_training_stop=False)
+        follower.mark = lambda: None  # type: ignore[method-assign]
+        follower.act(SimpleNamespace(global_step=2, max_steps=9), control)
+        return [[(e.step, e.rule) for e in follower.monitor.events], vars(control)]
+
 
 FIRST = {
     "judge": "judged",
@@ -879,6 +916,7 @@ FIRST = {
     "rewards": "scored",
     "evaluation": "asked",
     "logging": "watched",
+    "health": "followed",
 }
 
 
@@ -902,7 +940,9 @@ def fault(case: Case, key: str, other: Other, patch: pytest.MonkeyPatch, known: 
     """None if the key has an effect or is refused; else what is wrong."""
     value = case.fill(other.value)
     first = FIRST.get(
-        key.partition(".")[0] if key.startswith(("model", "rewards", "evaluation", "logging", "judge")) else ""
+        key.partition(".")[0]
+        if key.startswith(("model", "rewards", "evaluation", "logging", "judge", "health"))
+        else ""
     )
     if key.startswith(("dataset", "evaluation.dataset")):
         first = "data"

@@ -43,6 +43,7 @@ class SPIN(AlgorithmParams):
         "train.early_stopping_patience": "each round has its full length",
         "train.keep_best": "each round ends with its last weights, and the next begins with them",
         "train.best_metric": "each round ends with its last weights, and the next begins with them",
+        "train.best_mode": "each round ends with its last weights, and the next begins with them",
     }
 
     rounds: PositiveInt = 3

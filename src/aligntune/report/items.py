@@ -65,7 +65,9 @@ def browser(having: Sequence[tuple[str, TaskResult]], budget: int) -> Browser | 
     first = {i: next(items[i] for _, items in grouped if i in items)[0] for i in ids}
     if not any(isinstance(first[i].get(key), (str, list)) for i in ids[:10] for key in SHOWN):
         return None
-    kinds = {i: _kind([_score(items.get(i, []), metric) for _, items in grouped], larger) for i in ids}
+    scores = {i: [_score(items.get(i, []), metric) for _, items in grouped] for i in ids}
+    graded = {score for found in scores.values() for score in found if score is not None} <= {0.0, 1.0}
+    kinds = {i: _kind(scores[i], larger=larger, graded=graded) for i in ids}
     order = sorted(ids, key=lambda i: (ORDER.index(kinds[i]), _badness(i, grouped, metric, larger)))
     entries: list[Entry] = []
     for i in order[:MOST_ENTRIES]:
@@ -91,13 +93,14 @@ def _score(samples: Sequence[Mapping[str, Any]], metric: str) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-def _kind(scores: Sequence[float | None], larger: bool) -> str:
+def _kind(scores: Sequence[float | None], *, larger: bool, graded: bool) -> str:
+    """Of one question's scores; `graded` says that the metric is right or wrong for every question."""
     known = [score for score in scores if score is not None]
     if not known:
         return "unscored"
     if len(known) > 1 and known[-1] != known[0]:
         return "better" if (known[-1] > known[0]) == larger else "worse"
-    if known[-1] in (0.0, 1.0):
+    if graded:
         return "right" if (known[-1] == 1.0) == larger else "wrong"
     return "scored"
 

@@ -28,7 +28,6 @@ class Classifier(AlgorithmParams):
         "logging.rollouts": "a classifier samples nothing",
         "evaluation.max_new_tokens": "a classifier samples nothing",
         "evaluation.temperature": "a classifier samples nothing",
-        "evaluation.tasks": "tasks measure language models, and this trains a classifier",
         "logging.sample_prompts": "a classifier answers nothing",
         "model.chat_template": "labelled rows hold no conversations",
         "dataset.system_prompt": "labelled rows hold no conversations",
