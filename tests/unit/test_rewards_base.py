@@ -112,6 +112,7 @@ def test_batch_functions_see_conversations_where_the_prompt_is_one() -> None:
         (1j, "not a number"),
         (math.nan, "returned nan, which is not finite"),
         (-math.inf, "not finite"),
+        (10**400, "returned inf, which is not finite"),
         (1.5, r"returned 1.5, outside its range \[0, 1\]"),
     ],
 )

@@ -31,7 +31,7 @@ from aligntune import errors
 from aligntune.errors import ConfigurationError, RewardError
 from aligntune.registry import Registry
 from aligntune.rewards.asynchronous import CONCURRENCY, gather
-from aligntune.rewards.calling import batch_arguments, begun, value_of, verl_later, verl_score
+from aligntune.rewards.calling import batch_arguments, begun, number_of, value_of, verl_later, verl_score
 from aligntune.rewards.deadline import DeadlineExceeded, Guard
 from aligntune.rewards.signature import (
     GOLD,
@@ -227,7 +227,7 @@ class RewardFunction:
             value = value.item()  # a scalar of numpy or torch
         if not isinstance(value, numbers.Real):
             raise self._error(f"returned {_short(value)}, which is not a number", row, columns)
-        number = float(value)
+        number = number_of(value)
         if not math.isfinite(number):
             raise self._error(f"returned {number}, which is not finite", row, columns)
         low, high = self.range
@@ -418,7 +418,7 @@ def reward_class(
         "name": name, "kind": kind, "range": (low, high), "deadline": deadline, "fn": staticmethod(fn),
         "signature": signature, "origin": origin, "check": staticmethod(check) if check else None,
         "concurrency": concurrency,
-        "__doc__": inspect.getdoc(fn), "__module__": getattr(fn, "__module__", __name__),
+        "__doc__": inspect.getdoc(fn) or "", "__module__": getattr(fn, "__module__", __name__),
     }  # fmt: skip
     cls = type(f"{title}Reward", (FunctionReward,), body)
     # The registry tells definitions apart by this name: two functions are two rewards, one executed again is one.

@@ -8,6 +8,7 @@ Source: `GRPOTrainer._calculate_rewards` of TRL 1.14.2; verl's custom reward fun
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,14 @@ def batch_arguments(
 async def begun(call: Callable[[str, Mapping[str, Any]], Any], text: str, row: Mapping[str, Any]) -> Any:
     """One text's coroutine; what its arguments raise is raised in its own place."""
     return await call(text, row)
+
+
+def number_of(value: Any) -> float:
+    """A number as a float; infinite where it is beyond the largest one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def value_of(outcome: Any) -> Any:
