@@ -112,6 +112,22 @@ def test_failures_stop_the_run_or_are_counted() -> None:
     assert scores.stats == {"picky/errors": 1, "rows": 2, "rows_dropped": 1}
 
 
+def test_a_failure_that_is_skipped_is_told_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    picky = reward_class(lambda text: 1 / len(text), "picky")()
+    other = reward_class(lambda text: {}[text], "other")()
+    composite = CompositeReward(
+        [Component("picky", picky, on_error="skip"), Component("other", other, on_error="skip")]
+    )
+    with caplog.at_level("WARNING", logger="aligntune"):
+        for _ in range(3):
+            composite.score_batch(["", "a"])
+    assert [r.getMessage().partition(";")[0] for r in caplog.records] == [
+        "reward 'picky' raised ZeroDivisionError: division by zero (row 0)",
+        "reward 'other' raised KeyError: '' (row 0)",
+    ]
+    assert "rewards/picky/errors" in caplog.text
+
+
 def test_columns_are_checked_first() -> None:
     composite = build_rewards([RewardConfig(type="math_correctness"), RewardConfig(type="length")])
     assert composite.required_columns == {"reference"}
@@ -158,6 +174,13 @@ def test_the_summary_against_the_formulas() -> None:
     assert share > 0.7
     assert summary["rewards/exact/share"] + summary["rewards/wide/share"] == pytest.approx(1)
     assert summary["rewards/rows_dropped"] == 1
+
+
+def test_a_name_with_a_slash_keeps_its_share_without_a_score() -> None:
+    composite = CompositeReward([Component("a/b", column("x")), column("y")])
+    scores = composite.score_batch(["t"] * 4, {"x": [1, None, None, 0], "y": [1] * 4})
+    assert scores.stats["a/b/none"] == 2
+    assert composite.summary(scores)["rewards/a/b/none"] == 0.5
 
 
 def test_the_summary_leaves_out_what_is_undefined() -> None:
@@ -249,6 +272,18 @@ def test_a_constant_component_is_told_of_once_by_name() -> None:
     (told,) = watched([(s, [None, None]) for s in range(60)])
     assert "reward 'a' gave no score in 20 steps in a row" in told
     assert len(watched([(s, [0.0]) for s in range(0, 60, 4)])) == 1  # one generation for several steps
+
+
+def test_the_first_batch_without_any_reward_is_told_of() -> None:
+    told: list[str] = []
+    reward = TRLReward(CompositeReward([column("a"), column("b")]), tell=told.append)
+    for step, a in enumerate([[1, None], [None, None], [None, None]]):
+        reward(["p"] * 2, ["x"] * 2, a=a, b=[1, 2], trainer_state=SimpleNamespace(global_step=step))
+    (sentence,) = told
+    assert sentence.startswith("no completion of the batch for step 2 has a reward")
+    assert "(a/none 2)" in sentence
+    reward([], [], a=[], b=[])
+    assert len(told) == 1
 
 
 def test_what_changes_now_and_then_is_not_constant() -> None:

@@ -6,7 +6,8 @@ TRL sees one function named `total`, so the composite alone decides weights and 
 list is a row that TRL leaves out of the group's baseline and gives no advantage. The components' statistics
 reach the trainer's logs as `rewards/<name>/mean` and so on (`CompositeReward.summary`).
 
-A component that gives one and the same score for `CONSTANT` steps is told of by name, once (`ConstantWatch`).
+A component that gives one and the same score for `CONSTANT` steps is told of by name, once (`ConstantWatch`); so is the
+first batch in which no completion has a total, because nothing is learned from it.
 
 Source: `GRPOTrainer._calculate_rewards` of TRL 1.14.2. It does not import TRL.
 """
@@ -92,7 +93,8 @@ class TRLReward:
 
 
 class ConstantWatch:
-    """Tells of a component that gives every completion the same score (or none) for `CONSTANT` steps in a row.
+    """Tells of a component that gives every completion the same score (or none) for `CONSTANT` steps in a row, and of
+    the first batch without any total.
 
     Components without weight are left alone: a metric that stays where it is may be what one hopes for.
 
@@ -105,10 +107,14 @@ class ConstantWatch:
         rules = composite.rules
         self._watched = [c.name for c in composite.components if c.weight or c.name in rules.gates]
         self._tell = tell
+        self._lost = False  # a batch without any total has been told of
         self._since: dict[str, tuple[float | None, int]] = {}  # the one score, and the first step with it
 
     def take(self, step: int, scores: BatchScores) -> None:
         """Look at the batch that `step` learns from."""
+        if not self._lost and scores.total and all(total is None for total in scores.total):
+            self._lost = True
+            self._tell(_lost(step, scores))
         for name in list(self._watched):
             values = set(scores.raw[name])
             if len(values) != 1:
@@ -121,6 +127,14 @@ class ConstantWatch:
             if step - first + 1 >= CONSTANT:
                 self._watched.remove(name)
                 self._tell(_constant(name, value, step - first + 1))
+
+
+def _lost(step: int, scores: BatchScores) -> str:
+    counts = ", ".join(f"{k} {n}" for k, n in scores.stats.items() if "/" in k)
+    return (
+        f"no completion of the batch for step {step + 1} has a reward, so nothing is learned from it ({counts}); every "
+        "later batch like it is counted in rewards/rows_dropped alone"
+    )
 
 
 def _constant(name: str, value: float | None, steps: int) -> str:

@@ -29,11 +29,13 @@ from aligntune.rewards.composition import Composition, NonePolicy, Rules
 from aligntune.rewards.deadline import started
 from aligntune.rewards.normalise import Normaliser
 from aligntune.rewards.summary import prompt_groups, summary
+from aligntune.utils.logging import get_logger
 
 if TYPE_CHECKING:
     from aligntune.core.config.composing import CompositionConfig
     from aligntune.core.config.sections import RewardConfig
 
+log = get_logger(__name__)
 TOTAL = "total"
 """Name of the sum in logs; a component cannot have it."""
 Outcome = tuple[list[Score], Counter[str]]
@@ -161,6 +163,7 @@ class CompositeReward:
                     hint="give one of them another name: rewards.0.name",
                 )
         self.components = made
+        self._failed: set[str] = set()  # components whose first failure has been told
         self.rules = Rules(none=none) if none is not None else Rules.of(composition)
         self.composition = Composition(made, self.rules)
         apart = self.rules.normalise_of == "components"
@@ -238,7 +241,7 @@ class CompositeReward:
             if missing:
                 raise ValidationError(
                     f"reward '{c.name}' needs the column {', '.join(missing)}",
-                    hint=f"the data have: {', '.join(sorted(present)) or 'none'}; map one with column_mapping",
+                    hint=f"the data have: {', '.join(sorted(set(present))) or 'none'}; map one with column_mapping",
                     context={"reward": c.name, "missing": missing},
                 )
 
@@ -347,6 +350,9 @@ class CompositeReward:
         stats = Counter({f"{c.name}/{event}": n for event, n in events.items()})
         stats[f"{c.name}/errors"] += len(failures)
         stats[f"{c.name}/none"] += sum(s is None for s in scores) - len(failures)
+        if failures and c.name not in self._failed:
+            self._failed.add(c.name)
+            log.warning("%s; such rows are left out and counted (rewards/%s/errors)", failures[0].message, c.name)
         return scores, stats
 
     def summary(self, scores: BatchScores, prompts: Sequence[Any] | None = None) -> dict[str, float]:

@@ -48,7 +48,7 @@ def summary(
             stats["share"] = share(c.weight, values, totals) if shares else None
         out |= {f"rewards/{c.name}/{k}": v for k, v in stats.items() if v is not None}
         out |= {f"rewards/{c.name}/{k}": v for k, v in c.reward.gauges().items()}
-    out |= {f"rewards/{k}": float(v) for k, v in scores.stats.items() if k.partition("/")[2] not in ("", "none")}
+    out |= {f"rewards/{k}": float(v) for k, v in scores.stats.items() if "/" in k and not k.endswith("/none")}
     out["rewards/rows_dropped"] = float(scores.stats.get("rows_dropped", 0))
     composed = [t for t in scores.composed if t is not None]
     if composed and scores.composed != scores.total:
