@@ -126,6 +126,8 @@ def test_what_cannot_apply_is_said_and_not_passed() -> None:
     assert {found[name] for name in ("gold", "empty", "hedge", "injection")} == {"not applicable"}
     assert "a measured reward has no gold answer" in trial.checks[0].detail
     assert {found[name] for name in ("deterministic", "batch", "order", "pickle", "hostile texts")} == {"pass"}
+    loose = try_reward(reward_class(lambda text: 1.0, "loose")(), SUMS)
+    assert statuses(loose)["empty"] == "not applicable"  # a range without an end has no maximum to reach
     form = try_reward(RewardRegistry.get_reward_function("answer_format"), SUMS)
     assert statuses(form)["gold"] == "not applicable"
     assert statuses(form)["empty"] == "pass"  # whatever the data, nothing must not score the maximum

@@ -206,6 +206,8 @@ def _probe(
     low, high = reward.range
     if column is None and (probe.name != "empty" or reward.kind != "verifiable"):
         return Check(probe.name, SKIP, why)
+    if column is None and not math.isfinite(high):
+        return Check(probe.name, SKIP, f"the range has no upper end, so there is no maximum to reach; {why}")
     scores = score(probe.texts)
     if column is None:
         top = sum(s is not None and s >= high - 1e-9 for s in scores) / len(scores)
