@@ -14,7 +14,7 @@ import helpers
 from aligntune.core.config import ModelConfig, SFTConfig
 from aligntune.core.config.io import build_config
 from aligntune.core.sft.classification import BalancedSampler, Collator, LabelLoss
-from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.errors import ConfigurationError, EnvironmentError, ValidationError
 from aligntune.utils.classifier_loader import ClassifierLoader, stored_labels
 
 # ---- the loss ------------------------------------------------------------------------------------------------------
@@ -191,6 +191,8 @@ def test_what_a_models_own_head_says(tiny_model: Path, tmp_path: Path) -> None:
     assert ask(tmp_path / "named", "token_classification", replaced=True) is None
     with pytest.raises(ConfigurationError, match="needs a TokenClassification head"):
         ask(tmp_path / "named", "token_classification")
+    with pytest.raises(EnvironmentError, match="'nobody/nothing' is no folder here"):
+        ask(Path("nobody/nothing"))
     with pytest.raises(ConfigurationError, match=r"task\.new_head has no effect"):
         ask(tiny_model, replaced=True)
 

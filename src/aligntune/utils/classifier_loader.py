@@ -21,7 +21,7 @@ from typing import Any
 from aligntune import errors
 from aligntune.algorithms.base import Head
 from aligntune.core.config.sections import ModelConfig
-from aligntune.utils.model_loader import ModelLoader
+from aligntune.utils.model_loader import ModelLoader, library_faults
 from aligntune.utils.model_source import find_source
 from aligntune.utils.tokenizer import prepare_tokenizer
 
@@ -158,7 +158,8 @@ def stored_labels(config: ModelConfig, head: Head, *, listed: bool, replaced: bo
 
     Raises:
         errors.ConfigurationError: the model has a head of another kind, or none to replace; or an adapter does not say
-            its labels.
+            its labels; or it cannot be read.
+        errors.EnvironmentError: the hub does not give it.
     """
     source = find_source(config.name_or_path, config.revision)
     if source.adapter is not None and not os.path.isfile(Path(source.adapter) / "config.json"):
@@ -170,9 +171,10 @@ def stored_labels(config: ModelConfig, head: Head, *, listed: bool, replaced: bo
         )
     from transformers import AutoConfig
 
-    found = AutoConfig.from_pretrained(
-        source.adapter or source.base, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    with library_faults(source):
+        found = AutoConfig.from_pretrained(
+            source.adapter or source.base, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
     kind = next((name for name in found.architectures or [] if name.endswith(tuple(ENDING.values()))), None)
     if replaced:
         if kind is None:

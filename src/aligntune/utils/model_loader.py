@@ -165,7 +165,7 @@ class ModelLoader:
     def _tokenizer(self) -> tuple[Any, list[str]]:
         from transformers import AutoTokenizer
 
-        with _library_faults(self.source):
+        with library_faults(self.source):
             tokenizer = AutoTokenizer.from_pretrained(
                 self.source.tokenizer,
                 revision=self.config.revision,
@@ -177,7 +177,7 @@ class ModelLoader:
         kwargs = self.model_kwargs()
         if self.source.adapter is not None:
             kwargs.pop("revision", None)  # it names a revision of the adapter, not of its base
-        with _library_faults(self.source):
+        with library_faults(self.source):
             model, info = self._auto_class().from_pretrained(self.source.base, output_loading_info=True, **kwargs)
         missing = self._missing(model, info)
         if missing:
@@ -298,7 +298,7 @@ class ModelLoader:
 
 
 @contextmanager
-def _library_faults(source: Source) -> Iterator[None]:
+def library_faults(source: Source) -> Iterator[None]:
     """Say what the libraries raise while they read a model in our own errors, with the way out."""
     from safetensors import SafetensorError
 

@@ -131,7 +131,7 @@ class LocalModel:
         import transformers
 
         from aligntune.core.config.sections import ModelConfig
-        from aligntune.utils.model_loader import _library_faults as library_faults
+        from aligntune.utils.model_loader import library_faults
         from aligntune.utils.model_source import faults_of, find_source
         from aligntune.utils.tokenizer import prepare_tokenizer
 
