@@ -182,6 +182,9 @@ def test_an_answer_is_never_its_own_gold_answer(tmp_path: Path) -> None:
     assert [t.score for t in read_answers([source], exact, answers="tries", seed=0).texts] == [0.0, 1.0]
     people = read_validation(source, None, answers="tries", human="by", seed=0)
     assert [(t.score, t.human) for t in people.texts] == [(1.0, 1.0), (3.0, 3.0)]
+    words = runs.write_rows(tmp_path / "words.jsonl", [{"prompt": "2+2?", "tries": ["5", "4"], "by": ["2", "good"]}])
+    with pytest.raises(ValidationError, match=r"row 0 of .*words.jsonl: 'by' holds 'good', not a number"):
+        read_validation(DatasetConfig(name=str(words)), None, answers="tries", human="by", seed=0)
     with pytest.raises(ValidationError, match="no column 'trys'"):
         read_answers([source], exact, answers="trys", seed=0)
     pairs = runs.write_rows(tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "one two", "rejected": "x"}] * 2)

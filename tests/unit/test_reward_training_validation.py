@@ -303,6 +303,37 @@ def test_the_command_gives_a_verdict_and_an_exit_code(cli: Callable[..., Any], t
     assert cli("rewards", "validate", folder).code == 2
 
 
+def test_a_scorer_needs_no_teacher_where_people_or_pairs_label(cli: Callable[..., Any], tmp_path: Path) -> None:
+    folder = helpers.save_tiny_reward_model(tmp_path / "rm")
+    rows = [{"prompt": p.prompt[0]["content"], "chosen": p.chosen, "rejected": p.rejected} for p in pairs(6)]
+    data = runs.write_rows(tmp_path / "pairs.jsonl", rows)
+    done = cli("rewards", "validate", folder, "--data", data, "--scorer", "length", "--json")
+    assert set(done.json["values"]["correlation"]) == {"independent length"}
+    rated = [{"prompt": f"p {i}", "tries": ["a b", "c", "d e f"], "by": [1, 3, 2]} for i in range(6)]
+    answers = runs.write_rows(tmp_path / "answers.jsonl", rated)
+    asked = ("rewards", "validate", folder, "--data", answers, "--answers", "tries", "--scorer", "length")
+    assert set(cli(*asked, "--human", "by", "--json").json["values"]["correlation"]) == {"independent length", "people"}
+    unlabelled = cli(*asked)
+    assert unlabelled.code == 2
+    assert "add --human COLUMN" in unlabelled.err
+
+
+def test_teachers_are_composed_as_in_training(cli: Callable[..., Any], tmp_path: Path) -> None:
+    folder = helpers.save_tiny_reward_model(tmp_path / "rm")
+    rows = [{"prompt": f"p {i}", "tries": ["#### 1", "1", "#### 2"], "reference": "1"} for i in range(6)]
+    data = runs.write_rows(tmp_path / "answers.jsonl", rows)
+    rewards = [{"type": "math_correctness"}, {"type": "answer_format", "params": {"style": "hash"}}]
+    asked = ("rewards", "validate", folder, "--data", data, "--answers", "tries", "--json")
+
+    def margins(record: dict[str, Any]) -> set[float]:
+        (folder / "reward_model.json").write_text(json.dumps(record))
+        return {q[end] for q in cli(*asked).json["values"]["pair_accuracy_by_margin"] for end in ("low", "high")}
+
+    assert margins({"rewards": rewards}) == {1.0}  # totals 2, 1, 1
+    gated = {"mode": "gated", "gates": {"math_correctness": 1}}
+    assert margins({"rewards": rewards, "composition": gated}) == {1.0, 2.0}  # totals 2, 1, 0
+
+
 def test_a_wrong_path_is_told() -> None:
     with pytest.raises(ConfigurationError, match="no folder"):
         RewardModelValidator("./gone").validate(RewardModelDataset(pairs=pairs(3)))

@@ -49,8 +49,9 @@ def command(settings: Settings, model: str, **options: Any) -> Output:
 
 def _data(record: dict[str, Any], options: dict[str, Any]) -> tuple[Any, list[str]]:
     """The data, and the names of the independent scorers' components."""
+    from aligntune.core.config.composing import CompositionConfig
     from aligntune.core.config.io import parse_section
-    from aligntune.core.config.sections import DatasetConfig, RewardConfig
+    from aligntune.core.config.sections import DatasetConfig, JudgeConfig, RewardConfig
     from aligntune.rewards.composite import build_rewards
     from aligntune.rewards.training.reading import read_validation
 
@@ -61,10 +62,20 @@ def _data(record: dict[str, Any], options: dict[str, Any]) -> tuple[Any, list[st
         raise ConfigurationError("--human needs --answers", hint="name the column with the answers that were scored")
     named = [RewardConfig(type=name) for name in options["reward"]]
     teachers = named or [parse_section(RewardConfig, raw, "reward_model.json") for raw in record.get("rewards", [])]
+    if options["scorer"] and not teachers and not options["human"] and options["answers"]:
+        raise ConfigurationError(
+            "--scorer judges best-of-n, and nothing labels the answers: this model was trained on pairs",
+            hint="add --human COLUMN, or --reward NAME",
+        )
+    weight = 0.0 if teachers else 1.0  # without teachers nothing reads the total, and one of weights 0 is refused
     scorers = [
-        RewardConfig(type=name, weight=0.0, name=f"independent {name.rpartition(':')[2]}") for name in options["scorer"]
+        RewardConfig(type=name, weight=weight, name=f"independent {name.rpartition(':')[2]}")
+        for name in options["scorer"]
     ]
-    rewards = build_rewards([*teachers, *scorers]) if teachers or scorers else None
+    stored = {} if named else record  # other teachers have a rule and a judge of their own
+    rule = stored.get("composition") and parse_section(CompositionConfig, stored["composition"], "reward_model.json")
+    judge = stored.get("judge") and parse_section(JudgeConfig, stored["judge"], "reward_model.json")
+    rewards = build_rewards([*teachers, *scorers], composition=rule, judge=judge) if teachers or scorers else None
     column = options["answers"] or (record.get("answers") if not named else None)
     data = read_validation(source, rewards, answers=column, human=options["human"], seed=options["seed"])
     return data, [c.name for c in scorers if c.name is not None]

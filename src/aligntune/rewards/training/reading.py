@@ -11,6 +11,7 @@ columns, because then no column is the answer's own; a gold answer that only rep
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,6 +107,10 @@ def _rows_of_column(table: list[dict[str, Any]], answers: str, human: str | None
                 f"row {i} of {source} has {len(texts)} answers and {len(scores)} values of '{human}'",
                 hint="give one value for each answer",
             )
+        if (odd := next((s for s in scores if not (s is None or _number(s))), None)) is not None:
+            raise ValidationError(
+                f"row {i} of {source}: '{human}' holds {odd!r}, not a number", hint="give people's scores as numbers"
+            )
         others = {name: value for name, value in row.items() if name not in (column, marks)}
         for j, text in enumerate(texts):
             if not isinstance(text, str):
@@ -120,6 +125,13 @@ def _rows_of_column(table: list[dict[str, Any]], answers: str, human: str | None
         for row in rows:
             row.pop("reference", None)
     return rows
+
+
+def _number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _column(name: str, names: list[str], source: str) -> str:
@@ -165,6 +177,8 @@ def read_validation(
         if c not in able
     ]
     if able:
-        scored = read_answers([source], CompositeReward(able), seed=seed)
+        # The pairs are the data's own, so no total is used: independent scorers alone count as well as teachers do.
+        weights = None if any(c.weight for c in able) else [1.0] * len(able)
+        scored = read_answers([source], CompositeReward(able, weights), seed=seed)
         return given._with(texts=scored.texts, notes=[*given.notes, *notes])
     return given._with(notes=[*given.notes, *notes])

@@ -268,6 +268,8 @@ class RewardModelTrainer(Trainer):
             "scores": {"mean": mean, "std": std, "answers": len(scores)},
             "teacher": teacher,
             "rewards": to_plain(config.rewards),
+            "composition": to_plain(config.composition) if config.rewards else None,
+            "judge": to_plain(config.judge),
             "answers": config.answers,
             "source": data.source,
             "content_hash": data.content_hash,

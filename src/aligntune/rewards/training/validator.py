@@ -168,9 +168,11 @@ class RewardModelValidator:
     def _correlations(self, texts: Sequence[ScoredText]) -> dict[str, Any]:
         """Rank correlations with everything that scores the same answers."""
         columns: dict[str, list[float | None]] = {}
-        if any(t.components for t in texts):
-            columns["total"] = [t.score for t in texts]
-            for name in dict.fromkeys(name for t in texts for name in t.components):
+        names = dict.fromkeys(name for t in texts for name in t.components)
+        if names:
+            if set(names) - set(self.independent):
+                columns["total"] = [t.score for t in texts]
+            for name in names:
                 columns[name] = [t.components.get(name) for t in texts]
         if any(t.human is not None for t in texts):
             columns["people"] = [t.human for t in texts]
