@@ -32,6 +32,7 @@ SECTIONS = {
     "each of rewards": "RewardConfig",
     "composition": "CompositionConfig",
     "judge": "JudgeConfig",
+    "health": "HealthConfig",
     "cache": "CacheConfig",
 }
 

@@ -20,7 +20,7 @@ from typing import Any
 from aligntune.diagnosis.curves import Parting
 
 HARMLESS_KEYS = (
-    "output_dir", "logging.", "cache.", "isolation", "health.", "train.save_steps", "train.save_total_limit",
+    "output_dir", "logging.", "cache.", "isolation", "python", "health.", "train.save_steps", "train.save_total_limit",
     "train.save_", "train.dataloader_workers",
 )  # fmt: skip
 """Settings that decide what is written, and not what is computed."""

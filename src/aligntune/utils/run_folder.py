@@ -23,7 +23,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +81,7 @@ class RunFolder:
     Attributes:
         path: the folder.
         resumed: True where `claim` found an unfinished run and was told to go on with it.
+        observer: is handed each row of metrics once it is written.
         notes: what was found on the way, one sentence each.
         leads: False in the processes of a distributed run that write nothing here but their own rollouts.
     """
@@ -90,6 +91,7 @@ class RunFolder:
         self.resumed = resumed
         self.notes: list[str] = []
         self.leads = _rank() == 0
+        self.observer: Callable[[Mapping[str, Any]], None] | None = None
         self._started = time.monotonic()
         self._rollouts = RolloutWriter(path / ROLLOUTS, rank=_rank())
 
@@ -194,7 +196,10 @@ class RunFolder:
         """Append one line to `metrics.jsonl`; `time` (seconds since the claim) is added where it is
         missing.
         """
-        self._append(METRICS, [row if "time" in row else {**row, "time": round(self.elapsed, 3)}])
+        timed = row if "time" in row else {**row, "time": round(self.elapsed, 3)}
+        self._append(METRICS, [timed])
+        if self.observer is not None:
+            self.observer(timed)
 
     def append_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to `samples.jsonl`."""

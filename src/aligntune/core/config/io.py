@@ -29,6 +29,7 @@ from aligntune.algorithms.base import (
 )
 from aligntune.core.config.base import UNSET, is_section, to_plain, walk
 from aligntune.core.config.composing import inert_composition, training_faults
+from aligntune.core.config.health import inert_health
 from aligntune.core.config.durations import seconds
 from aligntune.core.config.reading import apply_overrides, copy_plain, read_yaml, set_key
 from aligntune.core.config.root import RLConfig, RunConfig, SFTConfig
@@ -315,7 +316,7 @@ def inert_keys(config: RunConfig) -> dict[str, str]:
         keys |= BACKENDS[config.backend].inert
     if config.isolation != "process":
         keys["python"] = "`isolation` is not process, so there is no worker that it could run"
-    keys |= _evaluation_inert(config)
+    keys |= _evaluation_inert(config) | inert_health(config)
     if len(config.sources) == 1:
         prefix = "dataset" if config.kind == "sft" else "datasets.0"
         keys[f"{prefix}.weight"] = "there is only one data set"

@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field
 from aligntune.algorithms.base import AlgorithmParams, Kind, parse_params
 from aligntune.core.config.base import section
 from aligntune.core.config.composing import CompositionConfig
+from aligntune.core.config.health import HealthConfig
 from aligntune.core.config.sections import (
     CacheConfig,
     Dataset,
@@ -62,6 +63,8 @@ class RunConfig:
     """What is written while the run goes on."""
     cache: CacheConfig = Field(default_factory=CacheConfig)
     """Where prepared data are kept."""
+    health: HealthConfig = Field(default_factory=HealthConfig)
+    """What is watched while the run goes on, and what is done at an unhealthy sign."""
     backend: Literal["trl", "unsloth", "auto"] = "trl"
     """The training stack: the only line that changes between backends. auto: Unsloth where a CUDA GPU, the installed
     versions, the algorithm and the settings allow it, else TRL; the run's notes say why."""
