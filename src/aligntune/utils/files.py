@@ -29,6 +29,8 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # safetensors and torch report a full disk in their own exception classes, with the system's text inside.
+_CUT_TEXTS = ("inline_container.cc", "iostream error", "pytorchstreamwriter failed")
+"""What torch says of a file that the disk took a part of; it does not pass the system's reason on."""
 _FULL_TEXTS = ("no space left on device", "disk quota exceeded", "os error 28", "os error 122")
 
 
@@ -60,6 +62,12 @@ class disk_errors:
         if code in _FULL or any(text in str(error).lower() for text in _FULL_TEXTS):
             raise ConfigurationError(
                 f"no space left on the disk that holds {self.folder}",
+                hint="free some space there, or set output_dir to a folder on another disk",
+                context={"path": str(self.folder)},
+            ) from error
+        if isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _CUT_TEXTS):
+            raise ConfigurationError(
+                f"no space left on the disk that holds {self.folder}, or it fails: it took only a part of a file",
                 hint="free some space there, or set output_dir to a folder on another disk",
                 context={"path": str(self.folder)},
             ) from error
