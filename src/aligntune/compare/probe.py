@@ -118,7 +118,7 @@ def probe(
             jobs.append((BARE, "trl", True))
     with tempfile.TemporaryDirectory(prefix="aligntune-probe-") as folder:
         sides = [
-            _measured(name, replace(prepared, backend=backend), Path(folder) / str(i), alone, python, timeout)
+            _measured(name, _on(prepared, backend), Path(folder) / str(i), alone, python, timeout)
             for i, (name, backend, alone) in enumerate(jobs)
         ]
         base = {side.name: side for side in sides}
@@ -126,6 +126,10 @@ def probe(
         return ProbeResult(
             loaded.algorithm.key, sides[0].result["precision"], pairs, {s.name: s.result for s in sides}, notes
         )
+
+
+def _on(config: RunConfig, backend: Any) -> RunConfig:
+    return replace(config, backend=backend)
 
 
 def prepared_config(config: RunConfig) -> tuple[RunConfig, list[str]]:

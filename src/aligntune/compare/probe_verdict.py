@@ -105,7 +105,8 @@ class Side:
         """The arrays of `batch` or `gradient`."""
         from safetensors.numpy import load_file
 
-        return load_file(self.folder / f"{file}.safetensors")
+        found: dict[str, Any] = load_file(self.folder / f"{file}.safetensors")
+        return found
 
 
 def compare_sides(left: Side, right: Side) -> Pair:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +100,8 @@ class _Run:
 
 def _build(config: RunConfig, bare: bool) -> tuple[Any, _Run]:
     from aligntune.core.backend_factory import create_trainer
-    from aligntune.core.callbacks import Progress, StopRequest
+    from aligntune.core.callbacks import Progress
+    from aligntune.core.stopping import StopRequest
     from aligntune.utils.device import DeviceManager
     from aligntune.utils.run_folder import RunFolder
 
@@ -315,7 +317,7 @@ def _joined(batch: dict[str, Any], what: str) -> Any:
     return torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], dim=1)
 
 
-def _logps(model: Any, given: dict[str, Any], ids: Any) -> Any:
+def _logps(model: Any, given: Mapping[Any, Any], ids: Any) -> Any:
     """(B, T) fp32: the log-probability of each token after those before it; 0 for the first."""
     import torch
 

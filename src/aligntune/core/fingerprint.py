@@ -43,7 +43,7 @@ class Sources:
     """What the files of loaded modules compile to, read on demand."""
 
     def __init__(self) -> None:
-        self._modules = {}
+        self._modules: dict[str, str] = {}
         for name, module in list(sys.modules.items()):
             if type(module) is types.ModuleType or type(module).__module__.startswith(("transformers", "trl")):
                 file = vars(module).get("__file__")
@@ -125,8 +125,8 @@ def _symbols(module: types.ModuleType, sources: Sources) -> Iterator[tuple[str, 
             members = list(_methods(value))
             if any(f.__code__.co_filename == vars(module).get("__file__") for _, f in members):
                 exchanged = ""  # it was made here and says otherwise, as PyTorch's optimizers do
-            for member, function in members:
-                yield f"{name}.{attribute}.{member}", function, exchanged or ""
+            for member, method in members:
+                yield f"{name}.{attribute}.{member}", method, exchanged or ""
             continue
         function = _function(value)
         if function is not None and (home == name or attribute in own or _is_foreign(home)):
