@@ -164,6 +164,7 @@ def generation(model: Any, tokenizer: Any, data: Path, folder: Path, a: Any) -> 
         "dataset": str(rows),
         "batch_size": a.batch,
         "max_new_tokens": TOKENS,
+        "truncate_prompts": True,
         "chat_template": False,
     }
     return alternate(

@@ -81,15 +81,20 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
+    parser.add_argument("--only", choices=["language", "banking77"], help="The rest stays as the result file has it.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "eval_numbers.json")
     a = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine.describe()}
+    known = json.loads(a.out.read_text()) if a.only and a.out.exists() else {}
+    result: dict[str, Any] = {**known, "machine": machine.describe()}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
+        listed = [("quickstart base", BASE_MODEL)] if a.only != "banking77" else []
         stories = helpers.convert_stories260k(a.shared / "models/stories260K", folder / "stories260K")
-        for name, path in (("quickstart base", BASE_MODEL), ("stories260K", stories)):
+        for name, path in [*listed, *([("stories260K", stories)] if listed else [])]:
             result[name] = measure(str(path), name, language_tasks(a.shared / "data"))
             a.out.write_text(json.dumps(result, indent=2) + "\n")
+        if a.only == "language":
+            return
         trained = classifier(a.shared, folder)
         test = {"use": "banking77", "dataset": str(folder / "test.jsonl"), "batch_size": 64}
         result["banking77 encoder"] = measure(trained, "banking77 encoder", [test])

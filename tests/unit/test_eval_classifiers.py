@@ -191,6 +191,9 @@ def test_heads_that_do_not_fit_are_refused(texts, tokens, tiny_model, tmp_path):
     with pytest.raises(ConfigurationError, match="has one output") as error:
         EvalRunner(_config(reward_model, data)).run()
     assert "reward_accuracy" in error.value.hint
+    prompts = _write(tmp_path / "prompts.jsonl", [{"prompt": "a", "answer": "b"}])
+    with pytest.raises(ConfigurationError, match="is a classifier of texts, and these tasks need a model that writes"):
+        EvalRunner(_config(texts, prompts, "exact_match")).run()
     with pytest.raises(ConfigurationError, match="one model cannot serve them all") as error:
         build_eval_config({"model": {"name_or_path": "m"}, "tasks": ["banking77", "arc"]})
     assert "'banking77' a classifier of texts and 'arc' a model that writes text" in error.value.message

@@ -9,7 +9,9 @@ random weights.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Head
@@ -128,6 +130,27 @@ def _named(found: list[str] | int | None, given: list[str] | None, where: str) -
             f"{where} has {count} outputs, and labels lists {len(given)}", hint="list one name for each output"
         )
     return given
+
+
+def need_words(config: ModelConfig) -> None:
+    """Refuse a folder that holds a classifier where a model must write text; hub ids are left to the loader.
+
+    Raises:
+        ConfigurationError: its `config.json` names a classification head.
+    """
+    path = Path(config.name_or_path).expanduser() / "config.json"
+    if not path.is_file():
+        return
+    try:
+        named = json.loads(path.read_bytes()).get("architectures") or []
+    except (ValueError, AttributeError):
+        return  # the loader says what is wrong with the file
+    head = next((h for name in named for ending, h in _ENDINGS.items() if str(name).endswith(ending)), None)
+    if head is not None:
+        raise ConfigurationError(
+            f"{config.name_or_path} is {NAMES[head]}, and these tasks need {NAMES['causal_lm']}",
+            hint="measure it by the kind classification or token_classification, a reward model by reward_accuracy",
+        )
 
 
 def labels_of(model: Any, given: list[str] | None) -> Labels:

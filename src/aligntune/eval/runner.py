@@ -26,7 +26,7 @@ from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.eval.comparing import detectable
 from aligntune.eval.config import EvalConfig, EvalTask, check_eval_config
 from aligntune.eval.evaluators import BaseEvaluator
-from aligntune.eval.heads import labels_of, stored
+from aligntune.eval.heads import labels_of, need_words, stored
 from aligntune.eval.journal import Journal
 from aligntune.eval.opponents import earlier_answers, identity, is_result
 from aligntune.eval.registry import EvalRegistry
@@ -217,6 +217,8 @@ class EvalRunner:
         if self.model is not None or not (heads or self.config.lm_eval):
             return self.config.model.name_or_path, []
         classifier = heads - {"causal_lm"}
+        if not classifier:
+            need_words(self.config.model)
         loaded = self._classifier(classifier.pop()) if classifier else self._loader(self.config.model)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         return loaded.path, list(loaded.notes)
