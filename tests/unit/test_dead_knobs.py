@@ -72,7 +72,7 @@ KEYS: dict[str, Other] = {
     "output_dir": Other("elsewhere"),
     "health.enabled": Other(False),
     "health.action": Other("stop"),
-    "health.window": Other(40),
+    "health.window": Other(100),
     "health.loss_spike": Other(None),
     "health.loss_rise": Other(None),
     "health.grad_norm": Other(None),
@@ -126,6 +126,9 @@ KEYS: dict[str, Other] = {
     "train.save_steps": Other(2),
     "train.save_total_limit": Other(2, {"train.save_steps": 4}),
     "train.dataloader_workers": Other(1),
+    "train.time_limit": Other("3h"),
+    "train.stop_grace": Other(5.0),
+    "train.auto_batch": Other(True),
     "train.early_stopping_patience": Other(1, {**HELD, "evaluation.every": 1}),
     "train.best_metric": Other("eval_rows", {**HELD, "evaluation.every": 1}),
     "train.best_mode": Other("min", {**HELD, "evaluation.every": 1, "train.best_metric": "eval_rows"}),
@@ -676,6 +679,7 @@ class Probe:
         "classified",
         "kept",
         "followed",
+        "stopped",
     )
 
     def __init__(self, config: Any, patch: pytest.MonkeyPatch, hub_rows: Path) -> None:
@@ -892,6 +896,16 @@ class Probe:
             record_rollouts(trainer, 0, ["p", "p"], ["banana", "eel"], {}, scores)
         return [self.calls, trainer._run.rows, vars(control), vars(trainer.state)]
 
+    def stopped(self) -> Any:
+        """When a run is stopped, and whether it would go on with half a batch."""
+        from aligntune.core.exhaustion import can_halve
+        from aligntune.core.stopping import request_of
+
+        trainer = self.trainer()
+        trainer._began = 0.0
+        request = request_of(trainer)
+        return [request._deadline, request.grace, can_halve(trainer)]
+
     def followed(self) -> Any:
         """The events of a stream in which everything goes wrong, and what is asked of the library then."""
         from aligntune.core.following import Follower
@@ -905,7 +919,7 @@ class Probe:
             follower.row(row)
         control = SimpleNamespace(should_save=False, should_training_stop=False)
         follower.mark = lambda: None  # type: ignore[method-assign]
-        follower.act(SimpleNamespace(global_step=2, max_steps=9), control)
+        follower.act(SimpleNamespace(global_step=240, max_steps=999), control)
         return [[(e.step, e.rule) for e in follower.monitor.events], vars(control)]
 
 
@@ -948,6 +962,8 @@ def fault(case: Case, key: str, other: Other, patch: pytest.MonkeyPatch, known: 
         first = "data"
     if key in ("cache.enabled", "cache.max_gb"):
         first = "kept"
+    if key in ("train.time_limit", "train.stop_grace", "train.auto_batch"):
+        first = "stopped"
     for part in sorted(Probe.PARTS, key=lambda p: p != first):
         changed = outcome(case, {**other.needs, key: value}, part, patch)
         if isinstance(changed, AlignTuneError):
