@@ -308,3 +308,18 @@ def test_implicit_prompts_of_messages_and_texts(tmp_path: Path) -> None:
     assert one(tmp_path, row, "preference")["prompt"] == turns
     made = one(tmp_path, {"chosen": "Say it: yes", "rejected": "Say it: no"}, "preference")
     assert (made["prompt"][0]["content"], made["chosen"][0]["content"]) == ("Say it:", "yes")
+
+
+def test_groups_stay_in_one_part() -> None:
+    groups = [f"g{i // 3}" for i in range(60)] + ["big"] * 40
+    parts = split_rows([""] * 100, test=0.2, seed=3, groups=groups)
+    held, trained = ({groups[i] for i in part} for part in (parts.test, parts.train))
+    assert not held & trained
+    assert len(parts.test) == 18  # whole groups of three, at most 20 rows
+    assert "big" in trained
+    assert sorted(parts.train + parts.test) == list(range(100))
+    assert parts == split_rows([""] * 100, test=0.2, seed=3, groups=groups)
+    with pytest.raises(ConfigurationError, match="by group and by class"):
+        split_rows([""] * 100, test=0.2, stratify=True, groups=groups)
+    with pytest.raises(ValidationError, match="no group is as small"):
+        split_rows([""] * 9, test=2, groups=["a"] * 9)

@@ -240,7 +240,7 @@ def test_a_circle_and_a_later_stage(file: Path) -> None:
         raw["stages"][1]["config"]["model"]["name_or_path"] = "${values.model}"
         raw["stages"].reverse()
 
-    assert "stage dpo needs a result of sft, which comes after it" in refused(changed(file, later))
+    assert "stage dpo needs a result of pairs, which comes after it" in refused(changed(file, later))
 
 
 def test_all_stages_are_checked_before_any_starts(file: Path, tmp_path: Path) -> None:

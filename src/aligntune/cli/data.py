@@ -45,6 +45,7 @@ def inspect(settings: Settings, source: str, overrides: tuple[str, ...], example
 @click.option("--out", required=True, metavar="DIR", help="Folder for train.jsonl, test.jsonl and split.json.")
 @click.option("--test", type=float, default=0.1, help="Share of the rows to hold out, or their number.  [default: 0.1]")
 @click.option("--by", metavar="COLUMN", help="The column of the classes.")
+@click.option("--group", metavar="COLUMN", help="Rows with one value of this column stay in one part.")
 @click.option("--stratify", is_flag=True, help="Hold out each class in proportion.")
 @click.option("--balance", is_flag=True, help="Leave out training rows until every class has as many as the smallest.")
 @click.option("--seed", type=int, default=42, help="Seed of the draw.  [default: 42]")
@@ -56,6 +57,7 @@ def split(
     out: str,
     test: float,
     by: str | None,
+    group: str | None,
     stratify: bool,
     balance: bool,
     seed: int,
@@ -67,9 +69,8 @@ def split(
         raise ConfigurationError(
             f"--{'stratify' if stratify else 'balance'} needs the column of the classes", hint="add --by COLUMN"
         )
-    report = write_split(
-        _source(source, overrides), out, test=test, by=by, stratify=stratify, balance=balance, seed=seed
-    )
+    how: dict[str, Any] = {"by": by, "group": group, "stratify": stratify, "balance": balance}
+    report = write_split(_source(source, overrides), out, test=test, seed=seed, **how)
     lines = [
         f"{part}: {report['parts'][part]['rows']} rows, {report['parts'][part]['file']}" for part in report["parts"]
     ]

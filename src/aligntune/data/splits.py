@@ -1,8 +1,9 @@
-"""Training and test rows of one source: by chance, by class in proportion, or with classes of one size.
+"""Training and test rows of one source: by chance, in groups, by class in proportion, or with classes of one size.
 
 | how | test rows | training rows |
 |---|---|---|
 | plain | a share of all rows, drawn with the seed | the others |
+| grouped | groups of rows in random order, each whole, that do not exceed the share | the others |
 | stratified | the share of each class (largest remainders), at least one of each class of two | the others |
 | balanced | as stratified | of each class as many as the smallest has |
 
@@ -52,12 +53,20 @@ class Split:
 
 
 def split_rows(
-    labels: Sequence[str], *, test: float, seed: int = 42, stratify: bool = False, balance: bool = False
+    labels: Sequence[str],
+    *,
+    test: float,
+    seed: int = 42,
+    stratify: bool = False,
+    balance: bool = False,
+    groups: Sequence[str] | None = None,
 ) -> Split:
     """Split rows.
 
     Args:
         labels: the class of each row; anything where there are no classes.
+        groups: rows of one group stand in one part, so that no conversation or repeated question is in both; not with
+            `stratify` or `balance`.
         test: share of the rows that are held out, between 0 and 1, or a number of rows from 1.
         seed: of the draw.
         stratify: hold out each class in proportion.
@@ -74,6 +83,10 @@ def split_rows(
             hint="give a share between 0 and 1, or a number of rows below the total",
         )
     generator = random.Random(seed)
+    if groups is not None:
+        if stratify or balance:
+            raise ConfigurationError("rows cannot be held out by group and by class at once", hint="leave one out")
+        return _grouped(groups, count, generator)
     if not stratify and not balance:
         held = set(generator.sample(range(len(labels)), count))
         return Split([i for i in range(len(labels)) if i not in held], sorted(held))
@@ -98,6 +111,25 @@ def split_rows(
     return Split(train, sorted(held), sorted(left_out))
 
 
+def _grouped(groups: Sequence[str], count: int, generator: random.Random) -> Split:
+    """Hold out whole groups, at most `count` rows."""
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    names = sorted(members)
+    generator.shuffle(names)
+    held: set[int] = set()
+    for name in names:
+        if len(held) + len(members[name]) <= count:
+            held |= set(members[name])
+    if not held:
+        raise ValidationError(
+            f"no group is as small as the test part of {count} rows",
+            hint="raise the test part, or split without groups",
+        )
+    return Split([i for i in range(len(groups)) if i not in held], sorted(held))
+
+
 def write_split(
     source: DatasetConfig,
     folder: str | Path,
@@ -107,6 +139,7 @@ def write_split(
     stratify: bool = False,
     balance: bool = False,
     seed: int = 42,
+    group: str | None = None,
 ) -> dict[str, Any]:
     """Write the parts of a source as `train.jsonl`, `test.jsonl` (and `left_out.jsonl`), and `split.json` about them.
 
@@ -115,6 +148,7 @@ def write_split(
         folder: is made; files of these names must not be there.
         test, stratify, balance, seed: see `split_rows`.
         by: the column of the classes, or a dotted path.
+        group: the column whose equal values stay in one part.
 
     Returns:
         `source`, `notes`, `seed`, `parts` (rows, file, SHA-256 by part), `classes` (see `Split.report`) and `skipped`.
@@ -135,7 +169,8 @@ def write_split(
     _, source, notes = preset_of(source)
     rows = manager.load(source)
     labels = _labels(rows, by)
-    parts = split_rows(labels, test=test, seed=seed, stratify=stratify, balance=balance)
+    groups = None if group is None else _labels(rows, group, "--group")
+    parts = split_rows(labels, test=test, seed=seed, stratify=stratify, balance=balance, groups=groups)
     root.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = {}
     for part, name in names.items():
@@ -152,6 +187,7 @@ def write_split(
         "seed": seed,
         "test": test,
         "by": by,
+        "group": group,
         "stratify": stratify,
         "balance": balance,
         "parts": told,
@@ -162,20 +198,20 @@ def write_split(
     return report
 
 
-def _labels(rows: Rows, by: str | None) -> list[str]:
+def _labels(rows: Rows, by: str | None, flag: str = "--by") -> list[str]:
     if by is None:
         return [""] * len(rows)
     if by.split(".")[0] not in rows.columns:
         raise ValidationError(
             f"{rows.source} has no column '{by}'; columns found: {', '.join(rows.columns)}",
-            hint="--by " + nearest(by, rows.columns),
+            hint=f"{flag} " + nearest(by, rows.columns),
         )
     named = rows.with_class_names({by}).rows
     labels = []
     for i, row in enumerate(named):
         value = lookup(row, by)
         if value is None or isinstance(value, (list, dict)) or not str(value).strip():
-            raise ValidationError(f"{rows.place(i)}: no class in '{by}'", hint="mend the row, or give another column")
+            raise ValidationError(f"{rows.place(i)}: no value in '{by}'", hint="mend the row, or give another column")
         labels.append(str(value))
     return labels
 

@@ -82,6 +82,8 @@ class SplitConfig:
     """Share of the rows that are held out, or a number of rows (as `aligntune data split`)."""
     by: Text | None = None
     """Column of the classes, for `stratify` and `balance`."""
+    group: Text | None = None
+    """Column whose equal values stay in one part, so that no conversation or question is in both."""
     stratify: bool = False
     """Hold out each class in proportion."""
     balance: bool = False

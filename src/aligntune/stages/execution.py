@@ -144,7 +144,8 @@ class Execution:
                     self.outcomes[stage.name] = record["outcome"]
                 found[stage.name] = _told(stage, record, "skipped" if finished else "waiting")
                 continue
-            log.info("%d of %d: %s (%s)", number, len(self.plan.stages), stage.name, stage.kind_name)
+            count = len(self.plan.stages)
+            log.info("%d of %d: %s (%s), words in %s", number, count, stage.name, stage.kind_name, stage.folder / LOG)
             found[stage.name] = self._stage(stage)
         report = self._report(found)
         return StagesResult(str(self.plan.output_dir), found, report)

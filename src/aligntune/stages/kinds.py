@@ -162,6 +162,8 @@ class Split(StageKind):
         if config.by is None and (config.stratify or config.balance):
             key = "stratify" if config.stratify else "balance"
             raise ConfigurationError(f"{key}: needs the column of the classes", hint="add by: COLUMN")
+        if config.group is not None and (config.stratify or config.balance):
+            raise ConfigurationError("group: rows cannot be held out by group and by class", hint="leave one out")
 
     def commands(self) -> list[Command]:
         """A split that was cut begins again; it takes seconds."""
@@ -172,7 +174,8 @@ class Split(StageKind):
         name = str(source.pop("name"))
         settings = [f"{key}={written(value)}" for key, value in source.items()]
         flags = ["--out", str(self.folder), "--test", f"{config.test:g}", "--seed", str(config.seed), "--json"]
-        flags += ["--by", config.by] if config.by is not None else []
+        for flag in ("by", "group"):
+            flags += [f"--{flag}", getattr(config, flag)] if getattr(config, flag) is not None else []
         flags += [f"--{key}" for key in ("stratify", "balance") if getattr(config, key)]
         return [("data", "split", name, *settings, *flags)]
 

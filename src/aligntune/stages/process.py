@@ -56,7 +56,7 @@ def run_process(arguments: Sequence[str], log: Path) -> Ended:
         KeyboardInterrupt: it was interrupted; the process has ended.
     """
     start = time.monotonic()
-    line = [sys.executable, "-m", "aligntune", *arguments]
+    line = [sys.executable, "-m", "aligntune", *arguments, "-v"]
     with open(log, "ab") as errors, tempfile.TemporaryFile() as printed:
         process = subprocess.Popen(
             line,

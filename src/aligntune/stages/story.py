@@ -77,38 +77,46 @@ def evaluation_tables(stage: Planned) -> list[Table]:
     if not isinstance(stage.kind, Evaluate) or not path.is_file():
         return []
     raw = json.loads(path.read_bytes())
-    values = [
-        [f"{row['task']}: {row['name']}", row["model"], _with_interval(row["value"], row["low"], row["high"]), row["n"]]
-        for row in sorted(raw["values"], key=lambda row: _place(raw["values"], row))
-    ]
-    found = [Table(f"{stage.name}: values", ["Metric", "Model", "Value (95%)", "n"], _text(values))]
+    models = raw["models"]
+    cells = {(row["task"], row["name"], row["model"]): row for row in raw["values"]}
+    metrics = list(dict.fromkeys((row["task"], row["name"]) for row in raw["values"]))
+    rows = []
+    for metric in metrics:
+        own = [cells.get((*metric, model)) for model in models]
+        rows.append([_named(metric), next(row["n"] for row in own if row), *(_value(row) for row in own)])
+    found = [Table(f"{stage.name}: values", ["Metric", "n", *models], _text(rows), "In brackets: the 95% interval.")]
     if raw["differences"]:
-        rows = [_difference(row) for row in raw["differences"]]
+        gaps = {(r["comparison"]["task"], r["comparison"]["metric"], r["model"]): r for r in raw["differences"]}
+        others = models[1:]
+        rows = [[_named(m), *(_difference(gaps.get((*m, other))) for other in others)] for m in metrics]
         note = (
-            f"Paired item by item with {raw['models'][0]}. p is corrected by Holm's method over the first metric of "
-            "every task and model; the other metrics have their own."
+            f"Each model minus {models[0]}, paired item by item, with the 95% interval. p is corrected by Holm's "
+            "method over the first metric of every task and model; the other metrics have their own."
         )
-        heads = ["Metric", "Model", "Difference (95%)", "p", "n"]
-        found.append(Table(f"{stage.name}: differences to {raw['models'][0]}", heads, _text(rows), note))
+        found.append(Table(f"{stage.name}: differences to {models[0]}", ["Metric", *others], _text(rows), note))
     if raw["classes"]:
         found += _class_tables(stage.name, raw)
     return found
 
 
-def _place(rows: list[dict[str, Any]], row: Mapping[str, Any]) -> int:
-    """Metrics in the order of the first model, and the models of a metric together."""
-    return next(i for i, r in enumerate(rows) if (r["task"], r["name"]) == (row["task"], row["name"]))
+def _named(metric: tuple[str, str]) -> str:
+    return f"{metric[0]}: {metric[1]}"
 
 
-def _difference(row: Mapping[str, Any]) -> list[Any]:
-    c = row["comparison"]
-    name, gap = f"{c['task']}: {c['metric']}", c["difference"]
+def _value(row: Mapping[str, Any] | None) -> str:
+    return "" if row is None else _with_interval(row["value"], row["low"], row["high"])
+
+
+def _difference(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    gap = row["comparison"]["difference"]
     if gap is None:
-        return [name, row["model"], c["reason"], "", ""]
+        return str(row["comparison"]["reason"])
     p = row["p_adjusted"] if row["p_adjusted"] is not None else gap["p_value"]
     verdict = (row.get("equivalence") or {}).get("verdict")
-    shown = _with_interval(gap["difference"], gap["low"], gap["high"], sign=True) + (f"; {verdict}" if verdict else "")
-    return [name, row["model"], shown, "" if p is None else f"{p:.2g}", gap["n"]]
+    shown = _with_interval(gap["difference"], gap["low"], gap["high"], sign=True)
+    return shown + ("" if p is None else f", p = {p:.2g}") + (f"; {verdict}" if verdict else "")
 
 
 def _class_tables(name: str, raw: Mapping[str, Any]) -> list[Table]:
