@@ -98,9 +98,10 @@ def _chosen(trainer: Trainer, values: dict[str, float]) -> str | None:
         return asked
     if not held_out(asked) and all(map(held_out, trainer.state.metrics)):
         return None  # no step is logged yet
+    names = [name for name in known if name not in ("step", "epoch", "time", "eval/seconds")]
     raise ConfigurationError(
-        f"train.best_metric: there is no value '{asked}' ({nearest(asked, known)})",
-        hint=f"the values are {', '.join(sorted(n for n in known if n not in ('step', 'epoch', 'time')))}",
+        f"train.best_metric: there is no value '{asked}'",
+        hint=f"{nearest(asked, names)}; the values are {', '.join(sorted(names))}",
     )
 
 

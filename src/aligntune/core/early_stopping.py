@@ -123,7 +123,7 @@ def protect_best(trainer: Trainer, library_state: Any) -> bool:
         return False
     # Not its `best_model_checkpoint` too: the library would remove the last checkpoint for it at the end.
     library_state.best_global_step = state.best_step
-    return state.best_step == library_state.global_step
+    return bool(state.best_step == library_state.global_step)
 
 
 def drop_former_best(trainer: Trainer) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntune.core.best import BEFORE
-from aligntune.core.early_stopping import note_evaluation
+from aligntune.core.early_stopping import last_evaluation, note_evaluation
 from aligntune.eval.in_training import RunTasks, directions, evaluation_rows, named_values
 from aligntune.utils.files import read_lines
 from aligntune.utils.logging import get_logger, quiet_libraries
@@ -84,13 +84,24 @@ def _measure_tasks(trainer: Trainer, tasks: RunTasks, step: int) -> dict[str, fl
     return {**values, "eval/seconds": round(result.seconds, 3)}
 
 
-def tell_cost(trainer: Trainer, seconds: float) -> None:
-    """Note what the tasks took of the run's time.
+def evaluate_last(trainer: Trainer, seconds: float) -> dict[str, float]:
+    """Evaluate what the loop has made, answer the prompts with it, and note what the tasks took of the run's time.
 
     Args:
         trainer: the run.
         seconds: of the whole loop.
+
+    Returns:
+        The values of the model that will be saved; empty where nothing is measured.
     """
+    measured = trainer._eval_data is not None or trainer._tasks is not None
+    values = last_evaluation(trainer) if measured else {}
+    _answer_at_end(trainer, trainer.state.step)
+    _tell_cost(trainer, seconds)
+    return values
+
+
+def _tell_cost(trainer: Trainer, seconds: float) -> None:
     took = trainer.state.evaluation_seconds
     if took:
         share = f", {100 * took / seconds:.1f}% of the training loop's {seconds:.0f} s" if seconds > 0 else ""
@@ -110,13 +121,13 @@ def _shares(trainer: Trainer) -> list[float]:
 
 
 def answer_at_share(trainer: Trainer, step: int, total: int) -> None:
-    """Answer the prompts if a share of training falls on this step; the last one is `answer_at_end`."""
+    """Answer the prompts if a share of training falls on this step; share 1 is at the end."""
     due = [share for share in _shares(trainer) if share < 1 and round(share * total) == step]
     if due:
         answer_prompts(trainer, step, due[-1])
 
 
-def answer_at_end(trainer: Trainer, step: int) -> None:
+def _answer_at_end(trainer: Trainer, step: int) -> None:
     """Answer the prompts with the model that will be saved, where share 1 is asked for."""
     if 1.0 in _shares(trainer):
         answer_prompts(trainer, step, 1.0)

@@ -28,11 +28,10 @@ from aligntune.core.config.io import parse_section
 from aligntune.core.config.root import RunConfig
 from aligntune.core.config.sections import DatasetConfig
 from aligntune.core.durable import durable, keeps_window
-from aligntune.core.early_stopping import last_evaluation
 from aligntune.core.evaluation import evaluate_model, sample_answers
 from aligntune.core.exhaustion import guarded
 from aligntune.core.isolation import no_telemetry
-from aligntune.core.measuring import answer_at_end, finish_evaluation, prepare_tasks, tell_cost
+from aligntune.core.measuring import evaluate_last, finish_evaluation, prepare_tasks
 from aligntune.core.pretokenised import taking_tokens
 from aligntune.core.recording import record_rollouts, warn, write_header, write_held
 from aligntune.core.resuming import begin, find_start
@@ -249,7 +248,7 @@ class Trainer:
 
     def _fit(self, checkpoint: Checkpoint | None) -> TrainResult:
         loss, seconds = self._loop(checkpoint)
-        held_out = self._evaluate_last(seconds)
+        held_out = evaluate_last(self, seconds)
         path = self.save_model()
         result = self._result(loss, seconds, path, held_out)
         write_held(self)
@@ -304,14 +303,6 @@ class Trainer:
 
         metrics = {**self.state.metrics, **held_out}
         return TrainResult(loss, self.state.step, seconds, str(path), peak_rss_bytes(), metrics, best_entry(self))
-
-    def _evaluate_last(self, seconds: float) -> dict[str, float]:
-        """Evaluate what the loop of so many seconds has made, and answer the prompts with it."""
-        measured = self._eval_data is not None or self._tasks is not None
-        values = last_evaluation(self) if measured else {}
-        answer_at_end(self, self.state.step)
-        tell_cost(self, seconds)
-        return values
 
     def _build(self, stop: StopRequest, progress: Progress) -> Any:
         """The library's trainer, with every value explicit."""

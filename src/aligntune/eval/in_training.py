@@ -127,7 +127,7 @@ class RunTasks:
         """
         start = time.monotonic()
         self._runner.model, self._runner.tokenizer = model, tokenizer
-        found = {job.task.name: self._runner.measure(job) for job in self._jobs}
+        found = {job.task.name: self._runner.measure(job, told=False) for job in self._jobs}
         self._runner.model = self._runner.tokenizer = None  # the run may load another one
         name = name or self.config.model.name_or_path
         return EvalResult(name, found, self.config.train.seed, time.monotonic() - start)

@@ -272,15 +272,17 @@ class EvalRunner:
             self._asked = make_judge(self.config.judge)
         return self._asked
 
-    def measure(self, job: Job, journal: Journal | None = None) -> TaskResult:
+    def measure(self, job: Job, journal: Journal | None = None, *, told: bool = True) -> TaskResult:
         """One prepared task on the model that is in memory.
 
         Args:
             job: of `prepare`.
             journal: holds the items that are measured already, and takes the others.
+            told: whether the log says what is measured and what came out.
         """
         task = job.task
-        log.info("evaluating %s (%s); %s", task.name, task.kind, detectable(len(job.rows)))
+        if told:
+            log.info("evaluating %s (%s); %s", task.name, task.kind, detectable(len(job.rows)))
         evaluator = BaseEvaluator(
             self.model,
             self.tokenizer,
@@ -300,7 +302,7 @@ class EvalRunner:
             "rows": len(job.rows),
         }
         result = dataclasses.replace(result, settings=settings, notes=[*job.prepared.notes, *result.notes])
-        for metric in result.metrics.values():
+        for metric in result.metrics.values() if told else ():
             log.info("%s %s", task.name, metric)
         return result
 

@@ -91,12 +91,9 @@ def run_results(folder: Path) -> tuple[list[Labelled], list[str]]:
 
 def label_results(results: Sequence[tuple[Path, EvalResult]]) -> list[Labelled]:
     """Each result with the shortest name that tells it from the others: the model's, its path, or the folder's."""
-    for name in (lambda folder, model: Path(model).name or model, lambda folder, model: model):
-        labels = [name(folder, result.model) for folder, result in results]
-        if len(set(labels)) == len(labels):
-            break
-    else:
-        labels = [str(folder) for folder, _ in results]
+    models = [result.model for _, result in results]
+    choices = [[Path(model).name or model for model in models], models, [str(folder) for folder, _ in results]]
+    labels = next((names for names in choices if len(set(names)) == len(names)), choices[-1])
     return [(label, result) for label, (_, result) in zip(labels, results, strict=True)]
 
 

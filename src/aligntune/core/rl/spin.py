@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aligntune.core.measuring import evaluate_last
 from aligntune.core.rl.adapters import take_adapter
 from aligntune.core.saving import Checkpoint, save
 from aligntune.core.state import TrainResult
@@ -175,7 +176,7 @@ class Round(Trainer):
         pairs = self._pairs(new=inside is None)
         self._train_data = replace(self._rows, dataset=datasets.Dataset.from_list(pairs))
         loss, seconds = self._loop(inside)
-        self.held_out = self._evaluate_last(seconds)
+        self.held_out = evaluate_last(self, seconds)
         if self.part.number < self.config.algorithm.rounds:  # type: ignore[attr-defined]
             save(self, self.part.folder)
             self._write(STATE, {"global_step": self.first_step + self.state.step, "round": self.part.number})
