@@ -102,11 +102,13 @@ class LossWatch:
 
 def watch(hf: Any, trainer: Trainer) -> None:
     """Put the checks around the loop of `hf`, on this one object, whatever class a backend has made of it."""
-    seen, follower = LossWatch(hf, trainer), follow(hf, trainer)
+    seen = LossWatch(hf, trainer)
+    follower = follow(hf, trainer) if trainer._run is not None else None  # built to be looked at only, as checks do
     train, clip = hf.training_step, hf.accelerator.clip_grad_norm_
 
     def training_step(*args: Any, **kwargs: Any) -> Any:
-        follower.batch(args[1] if len(args) > 1 else kwargs["inputs"])
+        if follower is not None:
+            follower.batch(args[1] if len(args) > 1 else kwargs["inputs"])
         loss = train(*args, **kwargs)
         seen.loss(float(loss))
         return loss
