@@ -556,3 +556,36 @@ def test_the_command_reports_faults_without_a_traceback(cli: Any, file: Path) ->
     assert ran.code == 2
     assert "did you mean" in ran.json["error"]["hint"]
     assert "Traceback" not in ran.err
+
+
+def test_what_only_the_tables_need_may_change_while_unfinished(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> dict[str, Any]:
+        if options["by"] == "intnt":
+            raise ConfigurationError("by: no row of t has 'intnt'", hint="did you mean 'intent'?")
+        return {}
+
+    monkeypatch.setattr("aligntune.stages.tables.measure", broken)
+    overrides = ["stages.scores.by=intnt"]
+    first = FakeRunner()
+    with pytest.raises(ConfigurationError, match=r"stage scores \(evaluate\) failed: by: no row"):
+        run_stages(others(file), overrides, runner=first)
+    assert first.made[-2:] == ["scores", "scores"]
+    record = read_record(make_plan(file, overrides)["scores"].folder) or {}
+    assert record["status"] == "failed"
+    for name in ("0-base", "1-sft"):  # what the real command leaves
+        folder = make_plan(file, overrides)["scores"].folder / name
+        folder.mkdir()
+        (folder / "manifest.json").write_text('{"status": "finished"}')
+    second = FakeRunner()
+    run_stages(file, ["stages.scores.by=intent"], runner=second)
+    assert second.made == ["lr"]
+
+
+def test_an_error_of_another_kind_is_recorded_and_goes_on(file: Path) -> None:
+    class Broken(FakeRunner):
+        def __call__(self, arguments: Sequence[str], log: Path) -> Ended:
+            raise OSError("no process could be started")
+
+    with pytest.raises(OSError, match="no process"):
+        run_stages(file, runner=Broken())
+    assert (read_record(make_plan(file)["split"].folder) or {})["error"] == "OSError: no process could be started"

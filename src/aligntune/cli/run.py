@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from aligntune.stages import Plan, StagesResult
 
 
+SHOWN = 3
+"""Numbers of a stage on its line; the report and --json have all."""
+
+
 @click.command(short_help="Run the stages of a file: data, training, pairs, evaluation, report.")
 @click.argument("arguments", nargs=-1, metavar="FILE [KEY=VALUE]...")
 @click.option("--from", "start", metavar="STAGE", help="Make this stage again, and every stage that depends on it.")
@@ -95,8 +99,9 @@ def _told(result: StagesResult) -> Output:
     rows = []
     for stage in result.stages.values():
         time, memory = took(stage.seconds or None, stage.memory)
-        numbers = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in stage.numbers.items())
-        rows.append([stage.name, stage.kind, stage.status, time, memory, numbers])
+        numbers = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in stage.numbers.items()]
+        more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+        rows.append([stage.name, stage.kind, stage.status, time, memory, ", ".join(numbers[:SHOWN]) + more])
     text = table(rows, ["stage", "kind", "", "time", "memory", "what came of it"])
     report = f"report  {result.report}" if result.report else "report  none yet"
     return Output(result.to_dict(), f"{text}\n\nfolder  {result.output_dir}\n{report}")

@@ -267,7 +267,7 @@ class Execution:
     @staticmethod
     def _starts_over(stage: Planned, record: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         changed = changes(record["identity"], now)
-        kept = tuple(f"{key}." for key in stage.kind.may_change)
+        kept = tuple(f"{key}{end}" for key in stage.kind.may_change for end in (".", ":"))
         if all(change.startswith(kept) for change in changed):
             return False
         log.info("%s has changed since it was begun (%s): it begins again", stage.name, ", ".join(changed[:3]))
@@ -313,6 +313,9 @@ class Execution:
             self._close(stage, record, "failed", earlier + time.monotonic() - start, error=e.message)
             self._note("failed", stage=stage.name)
             raise self._advised(stage, e) from e
+        except BaseException as e:  # recorded, and raised again
+            self._close(stage, record, "failed", earlier + time.monotonic() - start, error=f"{type(e).__name__}: {e}")
+            raise
         record["outcome"] = self.outcomes[stage.name] = outcome(stage)
         record["results"] = stage.kind.results()
         self._close(stage, record, "finished", earlier + time.monotonic() - start)

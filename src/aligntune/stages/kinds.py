@@ -301,6 +301,7 @@ class Evaluate(StageKind):
     """One or several models on the same tasks."""
 
     outcome = ("items/*.jsonl", "*/items/*.jsonl")
+    may_change = ("by", "margin")  # of the tables alone
 
     def _parts(self) -> tuple[SeveralModels, dict[str, Any]]:
         """What is this kind's own, and the evaluation's configuration."""
