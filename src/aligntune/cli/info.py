@@ -26,13 +26,16 @@ PACKAGES = (
 
 
 @click.command(short_help="Show versions, device, backends, algorithms and rewards.")
+@click.option("--issue", is_flag=True, help="Print a block of text to paste into an issue.")
 @shared
-def command(settings: Settings) -> Output:
+def command(settings: Settings, issue: bool) -> Output:
     """Show versions, device, backends, algorithms and rewards."""
     from aligntune.core.backend_factory import list_algorithms, list_backends, list_rewards
     from aligntune.core.versions import untested
 
     backends = list_backends()
+    from aligntune.utils.manifest import environment, system
+
     data: dict[str, Any] = {
         "aligntune": aligntune.__version__,
         "python": platform.python_version(),
@@ -44,7 +47,9 @@ def command(settings: Settings) -> Output:
         "algorithms": list_algorithms(),
         "rewards": list_rewards(),
     }
-    return Output(data, _text(data))
+    if issue:
+        data |= {"system": system(), "environment": environment()}
+    return Output(data, _issue(data) if issue else _text(data))
 
 
 def _version(name: str) -> str | None:
@@ -62,6 +67,19 @@ def _device() -> dict[str, Any]:
 
     manager = DeviceManager("auto")
     return {"name": manager.name, **manager.summary()}
+
+
+def _issue(data: dict[str, Any]) -> str:
+    """Versions, machine and settings as a block of Markdown; no paths of the user, no secrets."""
+    machine = data["system"]
+    device = ", ".join(f"{k} {v}" for k, v in data["device"].items() if v is not None)
+    settings = ", ".join(f"{k}={v}" for k, v in data["environment"].items() if "/" not in v)
+    packages = "\n".join(f"{name} {version}" for name, version in data["packages"].items() if version)
+    return (
+        f"```\naligntune {data['aligntune']}\nPython {data['python']} on {data['platform']}\n"
+        f"{machine['processor']}, {machine['usable_processors']} usable, {machine['memory_bytes'] / 1e9:.1f} GB\n"
+        f"device: {device}\n{packages}\nenvironment: {settings or 'nothing set'}\n```"
+    )
 
 
 def _text(data: dict[str, Any]) -> str:

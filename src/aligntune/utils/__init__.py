@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     )
     from aligntune.utils.checkpoints import CheckpointManager
     from aligntune.utils.device import DeviceManager
+    from aligntune.utils.health import DiagnosticsCollector, HealthMonitor, TrainingDiagnostics, TrainingMonitor
     from aligntune.utils.model_loader import Loaded, ModelLoader
     from aligntune.utils.run_folder import RunFolder
+    from aligntune.utils.validation import ConfigValidator
 
 _LAZY = {
     "AlignTuneError": "aligntune.errors:AlignTuneError",
@@ -33,6 +35,11 @@ _LAZY = {
     "TrainingError": "aligntune.errors:TrainingError",
     "ValidationError": "aligntune.errors:ValidationError",
     "CheckpointManager": "aligntune.utils.checkpoints:CheckpointManager",
+    "ConfigValidator": "aligntune.utils.validation:ConfigValidator",
+    "DiagnosticsCollector": "aligntune.utils.health:DiagnosticsCollector",
+    "HealthMonitor": "aligntune.utils.health:HealthMonitor",
+    "TrainingDiagnostics": "aligntune.utils.health:TrainingDiagnostics",
+    "TrainingMonitor": "aligntune.utils.health:TrainingMonitor",
     "DeviceManager": "aligntune.utils.device:DeviceManager",
     "Loaded": "aligntune.utils.model_loader:Loaded",
     "ModelLoader": "aligntune.utils.model_loader:ModelLoader",
@@ -42,13 +49,18 @@ _LAZY = {
 __all__ = [
     "AlignTuneError",
     "CheckpointManager",
+    "ConfigValidator",
     "ConfigurationError",
     "DeviceManager",
+    "DiagnosticsCollector",
     "EnvironmentError",
+    "HealthMonitor",
     "Loaded",
     "ModelLoader",
     "RunFolder",
+    "TrainingDiagnostics",
     "TrainingError",
+    "TrainingMonitor",
     "ValidationError",
 ]
 
