@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.core.order import DataOrder
 from aligntune.core.recording import warn
+from aligntune.core.timing import time_saving
 from aligntune.errors import TrainingError
 from aligntune.utils.files import append_line, read_lines
 from aligntune.utils.run_folder import EVENTS, METRICS
@@ -123,6 +124,7 @@ def follow(hf: Any, trainer: Trainer) -> Follower:
     from transformers import TrainerCallback
 
     follower = Follower(hf, trainer)
+    time_saving(trainer, hf)
     trainer._run.observer = follower.row
 
     class FollowCallback(TrainerCallback):  # type: ignore[misc]

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from aligntune.utils.device import peak_gpu_bytes
+
 
 @dataclass
 class TrainingState:
@@ -58,6 +60,7 @@ class TrainResult(Mapping[str, Any]):
         peak_memory: most resident memory of the process in bytes.
         metrics: last training values, and evaluation's with the prefix `eval_` (held-out rows) or `eval/` (tasks).
         best: metric, mode, value, step, checkpoint and model of the best evaluation; None without evaluations.
+        peak_gpu_memory: most memory that PyTorch held on this process's GPUs, in bytes; None without one.
     """
 
     final_loss: float
@@ -67,6 +70,7 @@ class TrainResult(Mapping[str, Any]):
     peak_memory: int
     metrics: dict[str, float]
     best: dict[str, Any] | None = None
+    peak_gpu_memory: int | None = field(default_factory=peak_gpu_bytes)
 
     def __getitem__(self, key: str) -> Any:
         if key in self.__dataclass_fields__:

@@ -39,6 +39,7 @@ from aligntune.core.rows import write_skipped
 from aligntune.core.saving import Checkpoint
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.core.stopping import StopRequest, request_of
+from aligntune.core.timing import phased
 from aligntune.core.watch import refuse_broken_weights, tell_counts, watch
 from aligntune.errors import ConfigurationError, TrainingError
 from aligntune.eval.in_training import named_values
@@ -51,6 +52,7 @@ log = get_logger(__name__)
 REPORT = "aligntune.report:build_report"  # a lazy name, because the report stands in a higher layer
 
 
+@phased
 class Trainer:
     """One run. Nothing heavy happens before a method or `model` is used.
 

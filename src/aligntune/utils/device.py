@@ -137,6 +137,14 @@ def rss_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def peak_gpu_bytes() -> int | None:
+    """Most memory that PyTorch held on the GPU so far, in bytes; None where it uses none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return int(sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())))
+
+
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far, in bytes; where the system keeps none, what it is
     now.
