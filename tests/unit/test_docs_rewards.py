@@ -167,13 +167,24 @@ def given_to_trl(space: dict[str, Any]) -> None:
     assert second["reward_processing_classes"][0].pad_token_id is not None
 
 
+def alone(space: dict[str, Any]) -> None:
+    batch = {"prompts": ["70 + 2 ="] * 2, "completions": ["#### 72", "#### 7"], "answer": ["72"] * 2}
+    first, second = (made["reward_funcs"][0] for made in Trainer.made)
+    assert (first.__name__, first(**batch)) == ("math_correctness", [1.0, 0.0])
+    assert (second.__name__, second(**batch)) == ("total", [1.1, 0.1])
+
+
 def audited(space: dict[str, Any]) -> None:
     assert space["report"].findings == []
     assert math.isfinite(space["report"].components["total"].mean)
 
 
 CHECKS: dict[str, dict[str, Any]] = {
-    "rewards": {"# my_rewards.py": own_functions, "from aligntune.rewards import reward": decorated},
+    "rewards": {
+        "# my_rewards.py": own_functions,
+        "from aligntune.rewards import reward": decorated,
+        "import datasets": alone,
+    },
     "reward-models": {
         "from aligntune.rewards.training import RewardModelLoader, TRLCompatibleRewardModel, best_of_n": trained,
         "import datasets": given_to_trl,

@@ -10,7 +10,7 @@ from typing import Annotated
 import pytest
 from annotated_types import Ge
 
-from aligntune.errors import ConfigurationError, RewardError
+from aligntune.errors import ConfigurationError, RewardError, ValidationError
 from aligntune.rewards.base import REWARDS, RewardFunction, count, missing_columns, reward, reward_class
 from aligntune.rewards.deadline import MAX_ABANDONED, DeadlineExceeded, Guard
 
@@ -121,6 +121,23 @@ def test_scores_outside_the_contract(value: object, what: str) -> None:
     with pytest.raises(RewardError, match=rf"reward 'odd' .*{what}.*\(row 1, prompt 'second'\)") as e:
         made.batch(["a", "b"], {"values": [1, value], "prompt": ["first", "second"]})
     assert e.value.context == {"reward": "odd", "row": 1}
+
+
+def test_a_reward_has_trls_signature() -> None:
+    from aligntune.rewards import TRLReward, get_reward_function, register_custom_reward
+
+    reward = get_reward_function("exact_match")
+    talk = [[{"role": "assistant", "content": "72"}], [{"role": "assistant", "content": "7"}]]
+    asked = [[{"role": "user", "content": "70 + 2?"}]] * 2
+    more = {"answer": ["72"] * 2, "completion_ids": [[1], [2]], "trainer_state": None, "log_metric": print}
+    assert reward(asked, talk, **more) == [1.0, 0.0]
+    assert reward(prompts=asked, completions=talk, answer=["72", "7"]) == [1.0, 1.0]
+    assert (reward.__name__, type(reward).__name__) == ("exact_match", "ExactMatchReward")
+    with pytest.raises(ValidationError, match="reward 'exact_match' needs the column reference"):
+        reward(asked, talk)
+    assert TRLReward(reward)(asked, talk, answer=["72"] * 2) == [1.0, 0.0]
+    with pytest.raises(ConfigurationError, match="neither a function nor a RewardFunction class"):
+        register_custom_reward("made_already", reward)
 
 
 def test_scores_inside_the_contract() -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aligntune.errors import ConfigurationError, RewardError, ValidationError
+from aligntune.rewards.base import RewardFunction
 from aligntune.rewards.composite import TOTAL, BatchScores, CompositeReward
 from aligntune.utils.logging import get_logger
 
@@ -33,7 +34,7 @@ class TRLReward:
     """A `CompositeReward` in TRL's signature.
 
     Args:
-        composite: what scores.
+        composite: what scores; a bare reward is a composite of one.
         recorder: called after each batch with (step, prompts, completions, columns, scores, tokens of each completion
             or None), to store rollouts.
         tell: takes a sentence that the user should read; the log's warning where it is None.
@@ -42,12 +43,13 @@ class TRLReward:
 
     def __init__(
         self,
-        composite: CompositeReward,
+        composite: CompositeReward | RewardFunction,
         recorder: Recorder | None = None,
         *,
         tell: Callable[[str], None] | None = None,
         group_size: int | None = None,
     ) -> None:
+        composite = composite if isinstance(composite, CompositeReward) else CompositeReward([composite])
         self.composite = composite
         self.recorder = recorder
         self.group_size = group_size
@@ -90,6 +92,28 @@ class TRLReward:
             tokens = None if completion_ids is None else [len(ids) for ids in completion_ids]
             self.recorder(step, given["prompt"], given["completion"], columns, scores, tokens)
         return scores.total
+
+
+def score_as_trl(
+    reward: RewardFunction, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
+) -> list[float | None]:
+    """Scores of one reward for what TRL's trainers pass; the first failure is raised.
+
+    Args:
+        reward: any reward.
+        prompts: N strings or message lists.
+        completions: N strings or message lists.
+        columns: data columns (N values each), and TRL's further arguments.
+    """
+    extras = {k: columns[k] for k in (*_NOT_COLUMNS, "log_metric") if k in columns}
+    given = {k: v for k, v in columns.items() if k not in extras and v is not None}
+    given |= {"prompt": list(prompts), "completion": list(completions)}
+    if missing := reward.missing(given):
+        raise ValidationError(
+            f"reward '{reward.label}' needs the column {', '.join(missing)}",
+            hint=f"the data have: {', '.join(sorted(given))}",
+        )
+    return reward.batch([completion_text(c) for c in completions], given, extras=extras)
 
 
 class ConstantWatch:

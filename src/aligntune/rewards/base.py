@@ -25,13 +25,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from aligntune import errors
 from aligntune.errors import ConfigurationError, RewardError
 from aligntune.registry import Registry
 from aligntune.rewards.asynchronous import CONCURRENCY, gather
-from aligntune.rewards.calling import batch_arguments, begun, number_of, value_of, verl_later, verl_score
+from aligntune.rewards.calling import batch_arguments, begun, number_of, source_of, value_of, verl_later, verl_score
 from aligntune.rewards.deadline import DeadlineExceeded, Guard
 from aligntune.rewards.signature import (
     GOLD,
@@ -115,11 +115,14 @@ class RewardFunction:
         """The name in messages."""
         return self.name or type(self).__name__
 
+    if not TYPE_CHECKING:  # a type checker takes it for the class's own name
+        __name__ = property(lambda self: self.label, doc="What TRL logs it as.")
+
     @property
     def source(self) -> str:
         """Source text of the class, for the run's manifest; its qualified name where the text is not to be
         had."""
-        return _source(type(self))
+        return source_of(type(self))
 
     @property
     def concurrent(self) -> bool:
@@ -265,6 +268,12 @@ class RewardFunction:
             context={"reward": self.label, "row": row},
         )
 
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Sequence[Score]:
+        """TRL's signature, for its own trainers: `GRPOTrainer(reward_funcs=[reward])`; see `adapters.score_as_trl`."""
+        from aligntune.rewards.adapters import score_as_trl
+
+        return score_as_trl(self, prompts, completions, columns)
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_guard"}
 
@@ -289,11 +298,11 @@ class FunctionReward(RewardFunction):
             try:
                 check({**self.signature.defaults, **self.params})
             except ValueError as e:
-                raise ConfigurationError(f"reward '{self.label}': {e}", hint=_describe(self.signature)) from e
+                raise ConfigurationError(f"reward '{self.label}': {e}", hint=self.signature.listing) from e
 
     @property
     def source(self) -> str:
-        return _source(inspect.unwrap(type(self).fn))
+        return source_of(inspect.unwrap(type(self).fn))
 
     @property
     def concurrent(self) -> bool:
@@ -476,18 +485,6 @@ def _rebuild(how: Any, params: dict[str, Any]) -> RewardFunction:
         return resolve(how)(**params)
     fn, options = how
     return reward_class(fn, **options)(**params)
-
-
-def _source(item: Any) -> str:
-    try:
-        return inspect.getsource(item)
-    except (OSError, TypeError):  # defined in an interactive session, or a callable object
-        return f"{getattr(item, '__module__', '')}:{getattr(item, '__qualname__', repr(item))}"
-
-
-def _describe(signature: Signature) -> str:
-    pairs = [*signature.required, *(f"{k} = {v!r}" for k, v in signature.defaults.items())]
-    return f"its parameters: {', '.join(pairs)}"
 
 
 def _short(value: Any, limit: int = 80) -> str:

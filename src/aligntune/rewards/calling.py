@@ -37,6 +37,14 @@ async def begun(call: Callable[[str, Mapping[str, Any]], Any], text: str, row: M
     return await call(text, row)
 
 
+def source_of(item: Any) -> str:
+    """Source text of a function or class; its qualified name where the text is not to be had."""
+    try:
+        return inspect.getsource(item)
+    except (OSError, TypeError):  # defined in an interactive session, or a callable object
+        return f"{getattr(item, '__module__', '')}:{getattr(item, '__qualname__', repr(item))}"
+
+
 def number_of(value: Any) -> float:
     """A number as a float; infinite where it is beyond the largest one."""
     try:

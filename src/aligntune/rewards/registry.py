@@ -228,7 +228,7 @@ def _as_class(
     if decorated is not None:
         made: type[RewardFunction] = decorated
         return made
-    if not callable(target) or isinstance(target, type):
+    if not callable(target) or isinstance(target, (type, RewardFunction)):
         raise ConfigurationError(
             f"reward '{name}' is {type(target).__name__}, neither a function nor a RewardFunction class",
             hint="write fn(text, **columns) -> float",

@@ -63,6 +63,12 @@ class Signature:
     verl: bool = False
     asynchronous: bool = False
 
+    @property
+    def listing(self) -> str:
+        """All parameters with their defaults, for messages."""
+        pairs = [*self.required, *(f"{k} = {v!r}" for k, v in self.defaults.items())]
+        return f"its parameters: {', '.join(pairs)}"
+
     def columns(self, params: Mapping[str, Any]) -> frozenset[str]:
         """The columns that the data must have, once `params` are given."""
         return frozenset(self.required) - set(params) - PROVIDED

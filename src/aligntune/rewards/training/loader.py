@@ -125,14 +125,7 @@ class TRLCompatibleRewardModel(RewardModelReward):
         path: a folder or hub id.
         options: those of `type: reward_model` (`revision`, `batch_size`, `max_length`, `precision`,
             `trust_remote_code`).
-
-    Attributes:
-        __name__: what TRL logs it as.
     """
-
-    def __init__(self, path: str, **options: Any) -> None:
-        super().__init__(path, **options)
-        self.__name__ = self.name
 
     def take(self, loaded: LoadedRewardModel) -> None:
         """Score with a model that is loaded already."""
