@@ -5,8 +5,8 @@
 Both measure the same rows with the same model in memory, the same batch size and the same prompts, in an order that
 alternates after one round that is not timed: multiple choice (HellaSwag) and greedy generation (SVAMP, 32 tokens).
 Reading the data, scoring, our intervals (2,000 resamples for the calibration error) and all items are included; loading
-the model is not. Reported: the median of the rounds' ratios of time (on a machine that does other things, read that of processor time), and every
-time. lm-eval is called through its own
+the model is not. Reported: the median of the rounds' ratios of wall time (on a busy machine read that of
+processor time), and every time. lm-eval is called through its own
 `simple_evaluate`. That the scores agree is checked, not only timed.
 
 Evaluation in training: the same SFT run with and without `evaluation.every`, as seconds for each evaluation.

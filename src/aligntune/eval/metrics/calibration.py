@@ -100,8 +100,7 @@ class CalibrationMetric(Metric):
         import numpy as np
 
         table = np.array([[float(i["confidence"]), float(i["correct"])] for i in kept])
-        rng = np.random.default_rng(self.seed)
-        draws = [self._error(table[rng.integers(len(table), size=len(table))]) for _ in range(self.resamples)]
+        draws = self._resampled(table)
         low, high = bounds(draws, confidence, len(kept))
         if low is not None and high is not None:
             least, most = self._inverted(table, confidence)
@@ -120,6 +119,23 @@ class CalibrationMetric(Metric):
             right = (rng.random(len(confidences)) < confidences).astype(float)
             draws.append(self._error(np.stack([confidences, right], axis=1)))
         return math.fsum(draws) / len(draws)
+
+    def _resampled(self, table: Any) -> list[float]:
+        """The error of each resample of the items."""
+        import numpy as np
+
+        n, rng = len(table), np.random.default_rng(self.seed)
+        if self.measure == "adaptive_ece":  # its bins move with the items
+            return [self._error(table[rng.integers(n, size=n)]) for _ in range(self.resamples)]
+        # n x ECE is the sum over bins of |sum of (correct - confidence)|: one product for a block of resamples.
+        gaps = np.zeros((n, self.bins))
+        gaps[np.arange(n), _places(table, self.bins)] = table[:, 1] - table[:, 0]
+        found: list[float] = []
+        block = max(1, 20_000_000 // n)
+        for start in range(0, self.resamples, block):
+            counts = rng.multinomial(n, [1 / n] * n, size=min(block, self.resamples - start))
+            found += (abs(counts @ gaps).sum(axis=1) / n).tolist()
+        return found
 
     def _inverted(self, table: Any, confidence: float) -> tuple[float, float]:
         """The smallest and the largest true value under which the observed one is no surprise."""
@@ -160,6 +176,13 @@ def reliability_curve(items: Sequence[Mapping[str, Any]], bins: int = 15, *, ada
     return _bins(np.array(rows), bins, adaptive) if rows else []
 
 
+def _places(table: Any, bins: int) -> Any:
+    """The number of each item's bin: (low, high], the first one closed at 0 (Guo et al. 2017)."""
+    import numpy as np
+
+    return np.clip(np.ceil(table[:, 0] * bins).astype(int) - 1, 0, bins - 1)
+
+
 def _bins(table: Any, bins: int, adaptive: bool) -> list[Bin]:
     import numpy as np
 
@@ -168,8 +191,7 @@ def _bins(table: Any, bins: int, adaptive: bool) -> list[Bin]:
         parts = [p for p in np.array_split(ordered, min(bins, len(ordered))) if len(p)]
         edges = [(float(p[0, 0]), float(p[-1, 0])) for p in parts]
     else:
-        # Bins are (low, high], the first one closed at 0 (Guo et al. 2017).
-        index = np.clip(np.ceil(table[:, 0] * bins).astype(int) - 1, 0, bins - 1)
+        index = _places(table, bins)
         found = sorted(set(index.tolist()))
         parts = [table[index == i] for i in found]
         edges = [(i / bins, (i + 1) / bins) for i in found]
