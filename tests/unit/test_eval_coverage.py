@@ -86,7 +86,6 @@ def test_bootstrap_of_corpus_metrics(sizes, shares, samples):
                 low, high = bounds((2 * sums[:, 0] / np.maximum(sums[:, 1:].sum(axis=1), 1)).tolist(), 0.95, n)
                 hits += low <= true <= high
             coverages[n, p] = hits / samples
-    print(coverages)
     if samples >= 1000:
         _meets(coverages)
     assert min(coverages.values()) >= 0.905  # 300 samples: a standard error of 1.3%
@@ -135,6 +134,6 @@ def test_calibration_error(sizes, gaps, samples):
                 value = metric.compute([{"confidence": c, "correct": y} for c, y in rows])
                 hits += value.low <= true <= value.high
             coverages[n, gap] = hits / samples
-    print(coverages)
-    assert min(coverages.values()) >= (0.92 if samples > 100 else 0.85), coverages
+    # 150 samples: a standard error of 1.8%, and the lowest of twelve points is what noise made lowest.
+    assert min(coverages.values()) >= (0.89 if samples > 100 else 0.85), coverages
     assert sum(coverages.values()) / len(coverages) >= 0.9
