@@ -42,7 +42,20 @@ def test_help_lists_every_command_and_only_those(cli: Any) -> None:
     ran = cli("--help")
     listed = [line.split()[0] for line in ran.out.split("Commands:")[1].splitlines() if line.strip()]
     assert ran.code == 0
-    assert listed == ["check", "compare", "config", "data", "eval", "info", "quickstart", "recipes", "report", "rewards", "train"]
+    assert listed == [
+        "check",
+        "compare",
+        "config",
+        "data",
+        "eval",
+        "info",
+        "quickstart",
+        "recipes",
+        "report",
+        "rewards",
+        "run",
+        "train",
+    ]
 
 
 def test_no_command_prints_the_help(cli: Any) -> None:
