@@ -68,7 +68,7 @@ def keeps_window(hf: Any) -> bool:
 def durable(base: type) -> type:
     """`base`, a trainer class of Transformers' line, with the checkpoints of this module."""
 
-    class Durable(base):  # type: ignore[misc, valid-type]
+    class Durable(base):  # type: ignore[misc]
         """See `durable`; `owner` is set after construction."""
 
         owner: Trainer

@@ -168,7 +168,8 @@ def estimates(trainer: Trainer) -> list[tuple[int, int]]:
         shape = shape_of(trainer._loaded.model)
     except (AttributeError, ValueError):  # an architecture that the estimate does not know
         return []
-    found, size = [], config.train.per_device_batch_size
+    found: list[tuple[int, int]] = []
+    size = config.train.per_device_batch_size
     while size and len(found) < 3:
         made = replace(config, train=replace(config.train, per_device_batch_size=size))
         setting = import_attribute(SETTING)(made, shape, device=device.device, precision=precision)
