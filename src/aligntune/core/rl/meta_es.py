@@ -62,6 +62,7 @@ FINAL_ONLY = (
     "evaluation.tasks",
     "evaluation.every",
     "evaluation.at_start",
+    "health.held_out",
     "logging.samples_at",
     "logging.sample_prompts",
     "logging.run_name",
