@@ -171,7 +171,7 @@ def _describe(config: RLConfig | SFTConfig) -> Output:
 
     check_packages(config)
     RunFolder.check(config.output_dir)
-    config, _ = settle_backend(config)
+    config, why = settle_backend(config)
     if BACKENDS[config.backend].available:
         get_backend(config.backend).check(config)
     for source in (*config.sources, config.evaluation.dataset):
@@ -183,7 +183,10 @@ def _describe(config: RLConfig | SFTConfig) -> Output:
         given: Any = config
         build_rewards(given.rewards, composition=given.composition, judge=given.judge).check_judge(given.judge)
     described = describe(config)
+    if why:
+        described["notes"] = [why]
     lines = [f"#   {line}" for key in SHOWN for line in _lines(key, described[key])]
+    lines += [f"#   note: {why}"] if why else []
     text = dump_config(config) + "\n# nothing was written; what would be trained:\n" + "\n".join(lines)
     return Output(described, text)
 

@@ -295,7 +295,8 @@ def describe(config: RunConfig) -> dict[str, Any]:
     return {
         "algorithm": params.key,
         "kind": config.kind,
-        "backend": f"{config.backend} ({why})" if why else config.backend,
+        "backend": config.backend,
+        "notes": [why] if why else [],
         "backend_available": BACKENDS[config.backend].available,
         "trainer": trainer_name(config),
         "library_class": params.trainer.replace(":", "."),
