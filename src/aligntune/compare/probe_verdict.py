@@ -9,8 +9,8 @@ Source of the tolerances: a unit roundoff u is 6e-8 in fp32, 5e-4 in fp16 and 4e
 as much again of each layer's rounding: 1e-4 for the largest of a batch in fp32, 1e-5 on average. Measured in fp32 on
 CPU, small models, TRL against Unsloth: 0 for the largest, 9e-8 relative for the loss, 3e-15 for the angle. For bf16 the
 same multiples of u would allow everything, so the limits there are 2e-2 for the mean over tokens and ten times it for
-one token; bf16 against fp32 on the same small models came to 1.4e-3 for the largest, 3e-5 for the loss, 5e-6 for the angle.
-Large models round more, and none was measured on a GPU: the limits of bf16 and fp16 are arithmetic.
+one token; bf16 against fp32 on the same small models came to 1.4e-3 for the largest, 3e-5 for the loss, 5e-6 for the
+angle. Large models round more, and none was measured on a GPU: the limits of bf16 and fp16 are arithmetic.
 
 It judges numbers that are there; it computes none of them.
 """
