@@ -34,7 +34,7 @@ class HealthConfig:
     loss_spike: PositiveFloat | None = 10.0
     """Loss above the window's median by so many robust deviations (1.4826 MAD; Hampel 1974) and by half (ours)."""
     loss_rise: Factor | None = 1.5
-    """Median loss of the last 5 rows over the lowest such median so far (divergence; ours)."""
+    """Median loss of the last 5 rows over the lowest one of 5 rows before (divergence; ours)."""
     grad_norm: Factor | None = 20.0
     """Gradient norm over the largest one of the window, before clipping (ours)."""
     kl_dead: PositiveFloat | None = 1e-7

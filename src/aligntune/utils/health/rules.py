@@ -131,7 +131,7 @@ def loss_rise(history: History, health: HealthConfig) -> Finding | None:
     values = history.last("loss", len(history.values.get("loss", [])))
     if health.loss_rise is None or len(values) < 2 * RECENT or min(values) < 0:
         return None
-    lowest = min(median(values[i : i + RECENT]) for i in range(len(values) - RECENT))
+    lowest = min(median(values[i : i + RECENT]) for i in range(0, len(values) - RECENT, RECENT))
     half = (median(values[:RECENT]) + lowest) / 2  # small batches are noisy, and half of what was gained is more
     now, limit = median(values[-RECENT:]), max(health.loss_rise * lowest, lowest + 0.1, half)
     if now <= limit:
