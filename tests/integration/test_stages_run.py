@@ -98,6 +98,7 @@ def test_advisory_assistant(repo: Path, shared: Path, stories260k: Path, tmp_pat
     assert tables["models"] == ["base", "sft", "dpo"]
     assert {row["task"] for row in tables["values"]} == {"zero_shot", "two_shot"}
     assert {row["model"] for row in tables["differences"]} == {"sft", "dpo"}
+    assert {(row["model"], row["against"]) for row in tables["steps"]} == {("dpo", "sft")}
     assert sum(row["n"] for row in tables["classes"] if (row["model"], row["task"]) == ("base", "zero_shot")) == 6
     page = Path(result.report or "").read_text(encoding="utf-8")
     assert "differences to base" in page

@@ -22,7 +22,7 @@ SHOWN = 3
 """Numbers of a stage on its line; the report and --json have all."""
 
 
-@click.command(short_help="Run the stages of a file: data, training, pairs, evaluation, report.")
+@click.command(short_help="Run the stages of a file, from data to report.")
 @click.argument("arguments", nargs=-1, metavar="FILE [KEY=VALUE]...")
 @click.option("--from", "start", metavar="STAGE", help="Make this stage again, and every stage that depends on it.")
 @click.option("--only", metavar="STAGE,STAGE", help="These stages alone; what they need must be finished.")

@@ -85,18 +85,27 @@ def evaluation_tables(stage: Planned) -> list[Table]:
         own = [cells.get((*metric, model)) for model in models]
         rows.append([_named(metric), next(row["n"] for row in own if row), *(_value(row) for row in own)])
     found = [Table(f"{stage.name}: values", ["Metric", "n", *models], _text(rows), "In brackets: the 95% interval.")]
+    note = "Paired item by item, with the 95% interval. p is corrected by Holm's method over each task's first metric"
     if raw["differences"]:
-        gaps = {(r["comparison"]["task"], r["comparison"]["metric"], r["model"]): r for r in raw["differences"]}
-        others = models[1:]
-        rows = [[_named(m), *(_difference(gaps.get((*m, other))) for other in others)] for m in metrics]
-        note = (
-            f"Each model minus {models[0]}, paired item by item, with the 95% interval. p is corrected by Holm's "
-            "method over the first metric of every task and model; the other metrics have their own."
-        )
-        found.append(Table(f"{stage.name}: differences to {models[0]}", ["Metric", *others], _text(rows), note))
+        heads = models[1:]
+        rows = _gaps(raw["differences"], metrics, heads)
+        said = f"Each model minus {models[0]}. {note} and each model; the other metrics have their own."
+        found.append(Table(f"{stage.name}: differences to {models[0]}", ["Metric", *heads], _text(rows), said))
+    if raw["steps"]:
+        heads = models[2:]
+        rows = _gaps(raw["steps"], metrics, heads)
+        named = [f"{model} - {before}" for before, model in zip(models[1:], heads, strict=False)]
+        said = f"Each model minus the one before it. {note}; the other metrics have their own."
+        found.append(Table(f"{stage.name}: differences to the model before", ["Metric", *named], _text(rows), said))
     if raw["classes"]:
         found += _class_tables(stage.name, raw)
     return found
+
+
+def _gaps(raw: list[dict[str, Any]], metrics: list[tuple[str, str]], models: list[str]) -> list[list[Any]]:
+    """A row for each metric, a cell for each model."""
+    gaps = {(row["comparison"]["task"], row["comparison"]["metric"], row["model"]): row for row in raw}
+    return [[_named(metric), *(_difference(gaps.get((*metric, model))) for model in models)] for metric in metrics]
 
 
 def _named(metric: tuple[str, str]) -> str:
@@ -116,7 +125,8 @@ def _difference(row: Mapping[str, Any] | None) -> str:
     p = row["p_adjusted"] if row["p_adjusted"] is not None else gap["p_value"]
     verdict = (row.get("equivalence") or {}).get("verdict")
     shown = _with_interval(gap["difference"], gap["low"], gap["high"], sign=True)
-    return shown + ("" if p is None else f", p = {p:.2g}") + (f"; {verdict}" if verdict else "")
+    chance = "" if p is None else ", p < 1e-15" if p < 1e-15 else f", p = {p:.2g}"
+    return shown + chance + (f"; {verdict}" if verdict else "")
 
 
 def _class_tables(name: str, raw: Mapping[str, Any]) -> list[Table]:

@@ -1,7 +1,7 @@
 """Tables over several models on the same tasks: values with intervals, paired differences, one table per class.
 
-`measure(configs, folder)` reads the finished evaluations, compares each model with the first item by item
-(`aligntune.eval.comparing`), and writes `tables.json`, which the report draws.
+`measure(configs, folder)` reads the finished evaluations, compares each model with the first, and from the third on
+with the one before it, item by item (`aligntune.eval.comparing`), and writes `tables.json`, which the report draws.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ def measure(
         dataclasses.replace(EvalResult.load(config["output_dir"]), model=name) for name, config in configs.items()
     ]
     rows = compare_all(results, margin=margin) if len(results) > 1 else []
+    steps = [row for i in range(2, len(results)) for row in compare_all([results[i - 1], results[i]], margin=margin)]
     tables: dict[str, Any] = {
         "models": list(configs),
         "values": [{"model": r.model, **row} for r in results for row in r.rows()],
         "differences": [row.to_dict() for row in rows],
+        "steps": [row.to_dict() for row in steps],
         "by": by,
         "classes": by_class(results, next(iter(configs.values())), by) if by is not None else [],
     }
