@@ -66,6 +66,7 @@ def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> An
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             trainer.state.status = "running"
+            stop.begin()
             trainer.state.step, trainer.state.epoch = state.global_step, state.epoch or 0.0
             if trainer._hf is not None:
                 TokenCount(trainer._hf).restore(state)

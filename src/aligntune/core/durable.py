@@ -65,6 +65,17 @@ def keeps_window(hf: Any) -> bool:
 
 
 @cache
+def know_numbered_cpus() -> None:
+    """Let torch load tensors onto `cpu:0`, the device of a distributed run on the CPU, which it does not know."""
+    import torch
+
+    def place(stored: Any, location: str) -> Any:
+        return stored if location.startswith("cpu:") else None
+
+    torch.serialization.register_package(5, lambda stored: None, place)
+
+
+@cache
 def durable(base: type) -> type:
     """`base`, a trainer class of Transformers' line, with the checkpoints of this module."""
 
@@ -96,6 +107,11 @@ def durable(base: type) -> type:
         def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
             # The library takes one step more from a checkpoint of the last step, unless there are no batches.
             return ([], None) if self._over else super().get_batch_samples(*args, **kwargs)
+
+        def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+            if self.args.device.type == "cpu":
+                know_numbered_cpus()
+            super()._load_optimizer_and_scheduler(checkpoint)
 
         def _get_output_dir(self, trial: Any) -> str:
             return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)

@@ -125,6 +125,10 @@ class StopRequest:
 
     # ---- steps ---------------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """The first step begins now: loading was no step."""
+        self._last = time.monotonic()
+
     def saved(self, took: float) -> None:
         """A checkpoint was written in so many seconds."""
         self._save_seconds = max(self._save_seconds, took)
