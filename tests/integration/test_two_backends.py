@@ -207,7 +207,8 @@ def test_every_policy_algorithm_can_be_probed(name: str, tiny_model: Path, tmp_p
     for i in range(2):
         folder = tmp_path / str(i)
         folder.mkdir()
-        config, _ = prepared_config(load_config(runs.plain("grpo", tiny_model, folder, algo=algo)))
+        raw = runs.plain("grpo", tiny_model, folder, algo=algo, rewards=[{"type": "length"}])
+        config, _ = prepared_config(load_config(raw))
         sides.append(Side(str(i), measure(config, folder / "measured"), folder / "measured"))
     pair = compare_sides(*sides)
     assert pair.ok, pair.cause

@@ -246,8 +246,12 @@ def _made_batch(hf: Any, run: _Run, bare: bool) -> tuple[dict[str, Any], Any]:
         hf.last_rewards = torch.rand(len(rows), len(hf.reward_funcs), generator=draw).to(hf.args.device)
         hf._sampled = lambda _: dict(made)
         out = hf._generate_and_score_completions(rows)
-    items = out["num_items_in_batch"]
-    return {k: v[:size] if hasattr(v, "dim") and v.dim() and len(v) == len(rows) else v for k, v in out.items()}, items
+    parts = [
+        {k: v[i : i + size] if hasattr(v, "dim") and v.dim() and len(v) == len(rows) else v for k, v in out.items()}
+        for i in range(0, len(rows), size)
+    ]
+    hf._buffered_inputs = parts  # where the library keeps them, and algorithms of several updates look
+    return parts[0], out["num_items_in_batch"]
 
 
 def _completions(hf: Any, tokenizer: Any, rows: list[Any], config: Any) -> dict[str, Any]:
