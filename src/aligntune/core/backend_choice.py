@@ -12,6 +12,7 @@ replaced by another.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from aligntune.core.backend import BACKENDS
 from aligntune.core.config.io import changed_keys
@@ -20,9 +21,10 @@ from aligntune.core.isolation import FOREIGN, PATCHED_LIBRARIES, imported
 from aligntune.core.versions import conflicts, installed
 
 AUTO = "auto"
+C = TypeVar("C", bound=RunConfig)
 
 
-def settle_backend(config: RunConfig) -> tuple[RunConfig, str]:
+def settle_backend(config: C) -> tuple[C, str]:
     """The configuration with a named backend, and why it is that one; "" where it was named already."""
     if config.backend != AUTO:
         return config, ""
