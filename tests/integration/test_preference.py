@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import runs
-from aligntune.errors import TrainingError, ValidationError
+from aligntune.errors import ConfigurationError, ValidationError
 
 KINDS = ["kto", "orpo", "cpo", "simpo"]
 STEPS = {"train__max_steps": 2, "train__save_steps": 1}
@@ -75,7 +75,7 @@ def test_a_moved_reference_is_part_of_the_checkpoint(tiny_model: Path, tmp_path:
     assert margins[0] == margins[1]
     (first / "aligntune_reference.safetensors").unlink()
     broken = runs.trainer("dpo", tiny_model, tmp_path / "broken", **changes)
-    with pytest.raises(TrainingError, match="holds no reference model"):
+    with pytest.raises(ConfigurationError, match=r"aligntune_reference\.safetensors is missing"):
         broken.train(resume=str(first))
 
 

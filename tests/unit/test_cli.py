@@ -261,7 +261,7 @@ def test_a_stopped_run_says_how_to_go_on(cli: Any, folder: Path, monkeypatch: py
     from aligntune.core import backend_factory
 
     monkeypatch.setattr(backend_factory, "create_trainer", lambda config: _Interrupted())
-    ran = cli("train", "sft.yaml")
+    ran = cli("train", "sft.yaml", "--no-check")
     assert ran.code == 130
     assert "out/checkpoint-5" in ran.err
 

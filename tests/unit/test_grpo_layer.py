@@ -114,7 +114,8 @@ def test_where_the_library_shows_no_log_probabilities_the_backend_gives_them(
     hf = attached(trainers("grpo"), OwnKL())
     inputs = policy.rollout(hf)
     expected = hf.compute_loss(hf.model, inputs)
-    base = type(hf).__mro__[1]
+    layer = next(c for c in type(hf).__mro__ if "_with_extra" in vars(c))
+    base = layer.__mro__[1]
     real = base._get_per_token_logps_and_entropies
     shown: list[Any] = []
 
@@ -127,7 +128,7 @@ def test_where_the_library_shows_no_log_probabilities_the_backend_gives_them(
     asked: list[float] = []
     per_token = hf.plugin.backend.per_token_logps
     monkeypatch.setattr(hf.plugin.backend, "per_token_logps", lambda m, i, t: (asked.append(t), per_token(m, i, t))[1])
-    monkeypatch.setattr(type(hf), "_get_per_token_logps_and_entropies", hidden)  # the layer's own is bypassed
+    monkeypatch.setattr(layer, "_get_per_token_logps_and_entropies", hidden)  # the layer's own is bypassed
     again = hf.compute_loss(hf.model, inputs)
     assert asked == [1.0]
     assert len(shown) == 1
