@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -205,7 +206,8 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
                 edit(Path(raw["dataset"]["name"]))
             from aligntune.core.backend_factory import create_trainer
 
-            create_trainer(raw).train()
+            with contextlib.chdir(folder):  # outside the repository, whose state is part of a manifest
+                create_trainer(raw).train()
             made[name] = Path(raw["output_dir"])
         return made[name]
 

@@ -123,8 +123,7 @@ def _health(stored: Stored) -> TrainingDiagnostics:
         found = TrainingDiagnostics.of_rows(stored.metrics, {**config, "health": config.get("health") or {}})
     except ConfigurationError:  # a section of another version
         found = TrainingDiagnostics.of_rows(stored.metrics, {**config, "health": {}})
-    fields = Event.__dataclass_fields__
-    noted = [Event(**{k: row.get(k) for k in fields}) for row in stored.events if row.get("rule") in OUTSIDE]
+    noted = [Event.of(row) for row in stored.events if row.get("rule") in OUTSIDE]
     return TrainingDiagnostics([*found.events, *noted], found.steps, found.figures)
 
 

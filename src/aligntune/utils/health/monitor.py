@@ -12,6 +12,7 @@ window of rows, it may be told again. The state is the history itself, so a resu
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -47,6 +48,13 @@ class Event:
     advice: str
     value: float
     limit: float
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Event:
+        """The event of a line of `events.jsonl`; what the line lacks is empty."""
+        value, limit = (math.nan if (v := number(row.get(name))) is None else v for name in ("value", "limit"))
+        rule, severity, message, advice = (str(row.get(name, "")) for name in ("rule", "severity", "message", "advice"))
+        return cls(int(row.get("step") or 0), rule, severity, message, advice, value, limit)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

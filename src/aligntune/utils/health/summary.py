@@ -62,9 +62,8 @@ class TrainingDiagnostics:
         path = Path(folder)
         config = (read_manifest(path) or {}).get("config") or {}
         found = cls.of_rows(read_lines(path / METRICS), config, health)
-        fields = Event.__dataclass_fields__
-        noted = [row for row in read_lines(path / EVENTS) if row.get("rule") in OUTSIDE]
-        events = [*found.events, *(Event(**{k: row.get(k) for k in fields}) for row in noted)]
+        noted = [Event.of(row) for row in read_lines(path / EVENTS) if row.get("rule") in OUTSIDE]
+        events = [*found.events, *noted]
         return cls(sorted(events, key=lambda event: event.step), found.steps, found.figures)
 
     def to_dict(self) -> dict[str, Any]:
