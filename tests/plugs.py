@@ -105,7 +105,9 @@ def _beliefs(config: Any) -> Any:
 
     rows = [{"prompt": f"Say {i}", "other": f"other {i}", "guess": i / 8} for i in range(8)]
     unit = SimpleNamespace(name="r", weight=1.0, bounds=(0.0, 1.0))
-    plugin = attached(config.algo.plugin(config), config, rows, rewards=SimpleNamespace(components=[unit], bounds=unit.bounds))
+    plugin = attached(
+        config.algo.plugin(config), config, rows, rewards=SimpleNamespace(components=[unit], bounds=unit.bounds)
+    )
     seen: list[Any] = []
     for visit in range(4):
         plugin.trainer.state.global_step = visit * 2

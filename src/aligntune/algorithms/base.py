@@ -141,7 +141,7 @@ class AlgorithmParams:
         return True
 
     def bound_to_batch(self, config: Any) -> str | None:
-        """Why the update would change if a batch were split into smaller ones with accumulation; None if it would not."""
+        """Why the update would change if a batch were split and its gradients accumulated; None if it would not."""
         return None
 
     def progress(self, config: Any) -> str | None:

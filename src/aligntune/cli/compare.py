@@ -30,6 +30,9 @@ from aligntune.errors import ConfigurationError
 @click.option("--output-dir", metavar="DIR", required=True, help="Folder of the comparison.")
 @click.option("--resume", is_flag=True, help="Go on with the comparison in this folder, or read its results again.")
 @click.option("--dry-run", is_flag=True, help="Check every arm and show the runs; make none.")
+@click.option(
+    "--probe", is_flag=True, help="First hold the backends against each other on one batch; stop if they differ."
+)
 @shared
 def command(
     settings: Settings,
@@ -43,6 +46,7 @@ def command(
     output_dir: str,
     resume: bool,
     dry_run: bool,
+    probe: bool,
 ) -> Output:
     """Train each arm of FILE once per seed, each run in a process of its own, and compare the arms with the first one.
 
@@ -63,6 +67,10 @@ def command(
         runs = [{"arm": arm.name, "seed": seed, "folder": str(plan.folder(arm, seed))} for arm, seed in plan.order()]
         lines = [f"{len(plan.arms)} arms, {len(plan.seeds)} seeds: {len(runs)} runs"]
         return Output({"runs": runs}, "\n".join([*lines, *(f"  {r['arm']}, seed {r['seed']}" for r in runs)]))
+    if probe:
+        refused = _probe(file, arguments, axes)
+        if refused is not None:
+            return refused
     found = compare(
         file,
         arguments,
@@ -75,6 +83,26 @@ def command(
     )
     text = f"{told(found)}\npage  {output_dir}/comparison.html"
     return Output(found.to_dict(), text, exit_code=1 if len(found.failed) == len(found.runs) else 0)
+
+
+def _probe(file: str, arguments: tuple[str, ...], axes: dict[str, list[Any]]) -> Output | None:
+    """The parity probe of the backends that are compared; its outcome as output where they differ.
+
+    Raises:
+        ConfigurationError: backends are not what is compared.
+    """
+    from aligntune.compare.plan import make_plan
+    from aligntune.compare.probe import probe
+
+    plan = make_plan(file, arguments, axes=axes, seeds=1, output_dir=".")
+    backends = list(dict.fromkeys(arm.choices["backend"] for arm in plan.arms if "backend" in arm.choices))
+    if len(backends) < 2:
+        raise ConfigurationError(
+            "--probe holds backends against each other", hint="compare some: --backends trl,unsloth"
+        )
+    found = probe(plan.config(plan.arms[0], plan.seeds[0]), backends)
+    click.echo(str(found), err=True)
+    return None if found.ok else Output({"probe": found.to_dict()}, "the backends differ; nothing was trained", 1)
 
 
 def read_seeds(text: str) -> int | list[int]:

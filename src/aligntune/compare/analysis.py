@@ -5,8 +5,8 @@
 
 For each value and each arm after the first, runs of one seed are a pair (same data, same order). Differences of
 held-out values and curves' ends: mean with Student's t interval over the seeds, and two one-sided tests against the
-margin. Times, throughput and memory: the ratio, by the same tests on its logarithm. Where evaluations kept their items, the
-scores are averaged over the seeds and compared item by item (`aligntune.eval.significance`).
+margin. Times, throughput and memory: the ratio, by the same tests on its logarithm. Where evaluations kept their items,
+the scores are averaged over the seeds and compared item by item (`aligntune.eval.significance`).
 
 "different" is said where a difference of zero is refused at 5% after Holm's correction over all values of that arm
 which have a margin or a direction; with few seeds nothing but large differences can be told, and the row says how many

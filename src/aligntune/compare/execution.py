@@ -11,7 +11,6 @@ its checkpoint.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from aligntune.compare.analysis import Comparison, analyse
 from aligntune.compare.measure import Measured, measure, read_process
 from aligntune.compare.plan import Arm, Plan, make_plan
 from aligntune.core.config.base import to_plain
-from aligntune.core.isolation import FLAGS
+from aligntune.core.isolation import clean_environment
 from aligntune.errors import ConfigurationError
 from aligntune.utils.files import disk_errors, write_atomic, write_json
 from aligntune.utils.logging import get_logger
@@ -31,7 +30,6 @@ from aligntune.utils.run_folder import read_manifest
 
 log = get_logger(__name__)
 PLAN, RESULT, PROCESS = "plan.json", "comparison.json", "process.json"
-_DROPPED = (*FLAGS, "UNSLOTH_", "TORCHINDUCTOR_", "TRITON_")
 Runner = Callable[[Path, Path, bool], Mapping[str, Any]]
 
 
@@ -147,7 +145,6 @@ def train_process(file: Path, printed: Path, begun: bool) -> dict[str, Any]:
     Returns:
         `code`, `seconds`, and `error` where it failed.
     """
-    env = {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED)}
     line = [sys.executable, "-m", "aligntune", "train", str(file), "--json"]
     if begun and any(_output_dir(file).glob("checkpoint-*")):
         line.append("--resume=latest")
@@ -155,7 +152,7 @@ def train_process(file: Path, printed: Path, begun: bool) -> dict[str, Any]:
         _forget(_output_dir(file))
     start = time.monotonic()
     with open(printed, "ab") as log_file:
-        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log_file, env=env)
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log_file, env=clean_environment())
         try:
             out, _ = process.communicate()
         except KeyboardInterrupt:  # the run gets the signal too, and writes a checkpoint before it ends

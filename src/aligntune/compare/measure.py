@@ -43,6 +43,8 @@ CURVES = (
     "kl",
     "entropy",
 )
+FACTS = ("versions", "packages", "hardware", "device", "patch_fingerprint", "backend")
+"""Entries of a manifest that say where and with what a run was made."""
 _LOWER = ("loss", "nll", "perplexity", "mse", "kl", "brier", "ece", "time", "memory", "clip")
 _HIGHER = ("reward", "accurac", "f1", "precision", "recall", "margin", "auc", "tokens_per_second", "pass@")
 _LEFT_OUT = ("step", "epoch", "time", "learning_rate", "num_tokens", "grad_norm")
@@ -97,7 +99,9 @@ def measure(arm: str, seed: int, folder: Path, process: Mapping[str, Any]) -> Me
     """
     manifest = read_manifest(folder) or {}
     status = str(manifest.get("status", "missing"))
-    facts = {key: manifest.get(key) for key in ("versions", "packages", "hardware", "device", "fingerprint", "backend")}
+    facts = {
+        key: manifest.get(key) for key in ("versions", "packages", "hardware", "device", "patch_fingerprint", "backend")
+    }
     facts = {key: value for key, value in facts.items() if value is not None}
     if status != "finished":
         return Measured(arm, seed, str(folder), "failed", error=_why(manifest, process, status), facts=facts)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from aligntune.core.config.sections import GenerationConfig
-from aligntune.core.isolation import fingerprint
+from aligntune.core.fingerprint import fingerprint
 from aligntune.errors import ConfigurationError, EnvironmentError
 from aligntune.registry import import_attribute, nearest
 

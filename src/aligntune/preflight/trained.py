@@ -107,7 +107,8 @@ def collate(subject: Subject, positions: Sequence[int]) -> Batch:
 def _stand_in(subject: Subject, rows: Any, folder: Path) -> Any:
     """The run's trainer (the library's object) over a model of a few parameters."""
     from aligntune.core.backend_factory import create_trainer
-    from aligntune.core.callbacks import Progress, StopRequest
+    from aligntune.core.callbacks import Progress
+    from aligntune.core.stopping import StopRequest
     from aligntune.utils.model_loader import Loaded
 
     config = stand_in_config(subject.config, folder)

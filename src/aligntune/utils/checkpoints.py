@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from aligntune.errors import ConfigurationError
-from aligntune.utils.files import disk_errors, write_atomic
+from aligntune.utils.files import disk_errors, sync_folder, write_atomic
 
 MARKER = "checkpoint.json"
 """Written last, so that its presence says that the rest is there."""
@@ -91,7 +91,7 @@ def seal(folder: Path, step: int) -> None:
                 os.fsync(stream.fileno())
             files[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": _digest(file)}
         for inner in {file.parent for file in _files(folder)} | {folder}:
-            _sync(inner)
+            sync_folder(inner)
         write_atomic(folder / MARKER, _marker(step, files))
 
 
@@ -144,7 +144,7 @@ def publish(staged: Path, folder: Path) -> None:
     for name in sorted(names, key=last.__contains__):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(staged / name, folder / name)
-    _sync(folder)
+    sync_folder(folder)
 
 
 def step_of(folder: Path) -> int | None:
@@ -219,7 +219,7 @@ class CheckpointManager:
         if target.exists():
             os.replace(target, self.staging / f"old-{sealed.name}")
         os.replace(sealed, target)
-        _sync(self.folder)
+        sync_folder(self.folder)
 
     def rotate(self, *, keep: Collection[int] = ()) -> list[Path]:
         """Remove old checkpoints beyond `limit`; the newest whole one and those of `keep` always stay.
@@ -342,13 +342,3 @@ def _digest(file: Path) -> str:
         while part := stream.read(CHUNK):
             made.update(part)
         return made.hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder; its rename is durable enough
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -79,7 +79,8 @@ class disk_errors:
             ) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in a folder outlast a crash of the machine."""
     if os.name == "nt":  # Windows cannot open a folder; its rename is durable enough
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -103,7 +104,7 @@ def write_atomic(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

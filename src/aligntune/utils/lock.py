@@ -28,7 +28,8 @@ from aligntune.utils.files import disk_errors
 NAME = ".run.lock"
 _BUSY = (errno.EACCES, errno.EAGAIN)
 _HELD: dict[tuple[int, str], int] = {}
-"""By process (a forked child inherits this and no lock): locked files of this process: closing any other handle of such a file would give its lock away."""
+"""Locked files by process (a forked child inherits this, and no lock): closing any other handle of such a file would
+give its lock away."""
 
 
 class RunLock:

@@ -177,7 +177,7 @@ def _dataset_entry(item: Any) -> dict[str, Any]:
     if isinstance(item, Mapping):
         return dict(item)
     entry = {name: getattr(item, name, None) for name in ("source", "format", "content_hash", "notes")}
-    rows = getattr(item, "dataset", None)
+    rows: Any = getattr(item, "dataset", None)
     return {**entry, "rows": len(rows) if hasattr(rows, "__len__") else None}
 
 

@@ -53,8 +53,8 @@ class HealthConfig:
     length: Factor | None = 3.0
     """Mean completion length of 5 rows over the first ones', with half of the room for it used up (ours)."""
     held_out: PositiveInt | None = 3
-    """Evaluations in a row that get worse, by 5% in all, while the training value does not (Gao et al. 2023, arXiv:2210.10760, for
-    rewards; Prechelt 1998 for losses)."""
+    """Evaluations in a row that get worse, by 5% in all, while the training value does not (Gao et al. 2023,
+    arXiv:2210.10760, for rewards; Prechelt 1998 for losses)."""
     throughput: Factor | None = 5.0
     """Median seconds per step of the last 5 rows over the window's (ours)."""
     memory: Annotated[float, Gt(0)] | None = 0.97
@@ -74,7 +74,7 @@ def inert_health(config: RunConfig) -> dict[str, str]:
     names = [name for name in HealthConfig.__dataclass_fields__ if name != "enabled"]
     if not config.health.enabled:
         return {f"health.{name}": "`health.enabled` is false" for name in names}
-    keys = {}
+    keys: dict[str, str] = {}
     if config.algorithm.uses_rewards:
         keys |= {f"health.{name}": "the loss of policy optimisation has no level of its own" for name in LOSS}
     else:

@@ -29,8 +29,8 @@ from aligntune.algorithms.base import (
 )
 from aligntune.core.config.base import UNSET, is_section, to_plain, walk
 from aligntune.core.config.composing import inert_composition, training_faults
-from aligntune.core.config.health import inert_health
 from aligntune.core.config.durations import seconds
+from aligntune.core.config.health import inert_health
 from aligntune.core.config.reading import apply_overrides, copy_plain, read_yaml, set_key
 from aligntune.core.config.root import RLConfig, RunConfig, SFTConfig
 from aligntune.errors import ConfigurationError

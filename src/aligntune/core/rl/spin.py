@@ -149,7 +149,7 @@ class Round(Trainer):
         evaluation = outer.config.evaluation
         if first_step:  # the end of the round before
             evaluation = replace(evaluation, at_start=False)
-        changes = {"model": model, "evaluation": evaluation, "output_dir": str(part.folder)}
+        changes: dict[str, Any] = {"model": model, "evaluation": evaluation, "output_dir": str(part.folder)}
         super().__init__(replace(outer.config, **changes), backend=outer.backend)
         self.outer, self.part, self.first_step = outer, part, first_step
         self._began = outer._began

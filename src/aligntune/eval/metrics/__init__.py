@@ -11,7 +11,7 @@ from aligntune.eval.metrics.labels import MacroF1Metric, TagAccuracyMetric
 from aligntune.eval.metrics.likelihood import NLLMetric, PerplexityMetric, TokenMeanMetric
 from aligntune.eval.metrics.majority import MajorityMetric
 from aligntune.eval.metrics.overlap import BertScoreMetric, BleuMetric, ChrfMetric, RougeMetric, SentenceBleuMetric
-from aligntune.eval.metrics.pass_at_k import PassAtKMetric, pass_at_k
+from aligntune.eval.metrics.passing import PassAtKMetric, pass_at_k
 from aligntune.eval.metrics.policy import (
     ImplicitRewardMetric,
     KLDivergenceMetric,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.errors import ValidationError
 from aligntune.eval.metrics.base import MeanMetric, Metric
-from aligntune.eval.metrics.pass_at_k import PassAtKMetric
+from aligntune.eval.metrics.passing import PassAtKMetric
 from aligntune.eval.tasks.base import GENERATION, EvalKind, Row, Subject, answers, generation_faults, pass_k_faults
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from aligntune.algorithms.base import Schema
 from aligntune.eval.metrics.accuracy import AccuracyMetric, MathAccuracyMetric
 from aligntune.eval.metrics.base import MeanMetric, Metric
 from aligntune.eval.metrics.majority import MajorityMetric
-from aligntune.eval.metrics.pass_at_k import PassAtKMetric
+from aligntune.eval.metrics.passing import PassAtKMetric
 from aligntune.eval.tasks.base import (
     GENERATION,
     EvalKind,
