@@ -172,6 +172,20 @@ def test_a_checkpoint_is_found_by_its_step_and_only_if_it_is_whole(tmp_path: Pat
     assert "save_steps" in caught.value.hint
 
 
+def test_a_checkpoint_of_more_processes_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    from aligntune.errors import TrainingError
+    from aligntune.utils.checkpoints import seal
+
+    first = runs.trainer("sft", tiny_model, tmp_path, train__max_steps=2, train__save_steps=1)
+    first.train()
+    checkpoint = Path(first.config.output_dir) / "checkpoint-1"
+    (checkpoint / "window-1.json").write_text((checkpoint / "window-0.json").read_text())
+    seal(checkpoint, 1)
+    again = runs.trainer("sft", tiny_model, tmp_path / "again", train__max_steps=2, train__save_steps=1)
+    with pytest.raises(TrainingError, match="written by 2 processes, and this run has 1"):
+        again.train(resume=str(checkpoint))
+
+
 def test_save_steps_and_their_limit(tiny_model: Path, tmp_path: Path) -> None:
     runs.trainer("sft", tiny_model, tmp_path, train__save_steps=1, train__save_total_limit=2).train()
     assert sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]

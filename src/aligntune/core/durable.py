@@ -97,9 +97,10 @@ def durable(base: type) -> type:
             if self._resumed_from is None or not keeps_window(self):
                 return
             file = self._resumed_from / WINDOW.format(self.args.process_index)
-            if not file.is_file():
+            written = len(list(self._resumed_from.glob(WINDOW.format("*"))))
+            if written != self.args.world_size:
                 raise TrainingError(
-                    f"{self._resumed_from} was written by another number of processes ({file.name} is missing)",
+                    f"{self._resumed_from} was written by {written} processes, and this run has {self.args.world_size}",
                     hint="start as many processes as the run began with",
                 )
             take_window(self, json.loads(file.read_text(encoding="utf-8")))
