@@ -28,7 +28,8 @@ world = policy.World(given["rewards"], given["rounds"], accelerator)
 out = world.run(given["prompts"])
 result = {k: v.tolist() for k, v in out.items()}
 result["rounds"] = len(world.asked)
-print("@@" + json.dumps(result))
+print("@@" + json.dumps(result), flush=True)
+accelerator.end_training()
 """
 
 

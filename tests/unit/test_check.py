@@ -14,6 +14,7 @@ import pytest
 
 import helpers
 import runs
+from aligntune.core import versions
 from aligntune.core.config import load_config
 from aligntune.core.config.reading import set_key
 from aligntune.errors import ConfigurationError
@@ -447,7 +448,7 @@ def test_sources_of_values(tmp_path: Path, tiny_model: Path) -> None:
 
 def test_tested_versions_are_the_constraints(repo: Path) -> None:
     pins = dict(line.split("==") for line in (repo / "constraints.txt").read_text().splitlines() if "==" in line)
-    first = settings.TESTED[0]
+    first = versions.TESTED[0]
     assert {name: pins[name] for name in ("torch", "trl", "transformers")} == {
         k: first[k] for k in ("torch", "trl", "transformers")
     }
@@ -455,7 +456,7 @@ def test_tested_versions_are_the_constraints(repo: Path) -> None:
 
 
 def test_untested_versions_are_told(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "installed", lambda name: "9.9.9")
+    monkeypatch.setattr(versions, "installed", lambda name: "9.9.9")
     verdict = settings.versions(config(tmp_path, tiny_model, "sft"))
     assert verdict.status == "warn"
     assert "trl 9.9.9" in verdict.evidence[0]

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ import pytest
 import runs
 from aligntune.core import process
 from aligntune.core.backend_factory import create_rl_trainer, create_sft_trainer, create_trainer, describe
+from aligntune.core.best import count
 from aligntune.core.callbacks import Progress, StopRequest, numbers
 from aligntune.core.config import build_config
-from aligntune.core.evaluation import improves
 from aligntune.core.rl import TrainerBase
 from aligntune.core.sft import SFTTrainerBase, SFTTrainerFactory, TaskType
 from aligntune.core.state import TrainingState, TrainResult
@@ -52,7 +53,7 @@ def test_the_fields_of_state_and_result() -> None:
     result = TrainResult(0.5, 3, 1.0, "out", 10, {"reward": 2.0})
     assert dict(result) == {
         "final_loss": 0.5, "total_steps": 3, "training_time": 1.0, "model_path": "out", "peak_memory": 10,
-        "metrics": {"reward": 2.0}, "reward": 2.0,
+        "metrics": {"reward": 2.0}, "reward": 2.0, "best": None, "peak_gpu_memory": None,
     }  # fmt: skip
     assert result["reward"] == 2.0
     with pytest.raises(KeyError):
@@ -166,7 +167,11 @@ def test_training_on_the_assistant_needs_a_chat_template(tiny_model_plain: Path,
 def test_the_best_value_is_the_lowest_loss_or_the_highest_reward(
     values: dict[str, float], best: float | None, found: float | None
 ) -> None:
-    assert improves(values, best) == found
+    train = SimpleNamespace(best_metric=None, best_mode=None)
+    state = TrainingState(best_metric=best, best_step=1)
+    count(SimpleNamespace(config=SimpleNamespace(train=train), state=state, _directions={}), 5, values)
+    assert (state.best_metric, state.best_step) == ((best, 1) if found is None else (found, 5))
+    assert state.without_gain == (found is None)
 
 
 def test_only_numbers_are_logged() -> None:
