@@ -277,3 +277,14 @@ def test_cli(cli: Any, tmp_path: Path) -> None:
     assert cli("data", "cache", "clear", "--dir", tmp_path, "--json").json["removed"] == [
         listed.json["entries"][0]["key"]
     ]
+
+
+def test_a_folder_that_another_process_moves_meanwhile_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen where several runs prepare rows at once: listed, and in its place under another name when it is looked at."""
+    cache = DatasetCache(tmp_path / "cache")
+    cache.entries.mkdir(parents=True)
+    monkeypatch.setattr(type(cache.entries), "glob", lambda self, pattern: iter([self / ".part-gone"]))
+    cache._evict()
+    assert cache._size(cache.entries / "gone") == 0

@@ -25,6 +25,7 @@ What it does not do: notice that a file changes while it is read, or share entri
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -231,7 +232,10 @@ class DatasetCache:
         return sorted(path for path in self.entries.iterdir() if path.is_dir() and not path.name.startswith("."))
 
     def _size(self, folder: Path) -> int:
-        return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+        try:
+            return sum(path.stat().st_size for path in folder.iterdir())
+        except FileNotFoundError:  # there is none, or another process is taking it away
+            return 0
 
     def _remove(self, folder: Path) -> None:
         """Take an entry away at once, then delete it: whoever has it mapped keeps what was mapped."""
@@ -245,8 +249,9 @@ class DatasetCache:
     def _evict(self) -> None:
         """Remove what was unused for longest until the rest fits, and what a killed process left."""
         for path in self.entries.glob(".part-*"):
-            if time.time() - path.stat().st_mtime > LEFT_OVER:
-                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # its process has put it in its place meanwhile
+                if time.time() - path.stat().st_mtime > LEFT_OVER:
+                    shutil.rmtree(path, ignore_errors=True)
         entries = self.list()
         total = sum(int(entry["bytes"]) for entry in entries)
         stamps = {e["key"]: self._stamp(str(e["key"])) for e in entries}
