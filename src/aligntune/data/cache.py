@@ -193,9 +193,8 @@ class DatasetCache:
             about = {"key": key, "source": prepared.source, "rows": len(prepared.dataset), "made": made}
             _write(part / ENTRY, {**about, "files": files, "parts": parts})
             os.replace(part, self.entries / key)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)  # nothing, where it stands in its place
 
     def _open(self, key: str) -> Prepared:
         """The rows of an entry.

@@ -115,9 +115,8 @@ def _fetch(url: str, folder: Path, name: str, about: dict[str, Any]) -> dict[str
                 "size": size,
             }
             os.replace(part.name, folder / name)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
+        finally:
+            Path(part.name).unlink(missing_ok=True)  # nothing, where it stands in its place
     write_json(folder / "about.json", stored)
     return stored
 

@@ -7,6 +7,7 @@ change rows for tokenizers that cannot take them as they are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -84,10 +85,9 @@ class Tokens:
             eos = self.require_eos()
             return [text if text.endswith(eos) else text + eos for text in values]
         if tools is None or not any(tools):
-            try:
+            # A fault is found again below, row by row, so that the message can name the row.
+            with contextlib.suppress(_template_error()):
                 return list(self._apply(list(values), None, prompt))
-            except _template_error():
-                pass  # found again below, row by row, so that the message can name the row
         return [
             self._apply_one(value, tools[i] if tools else None, prompt, start + i) for i, value in enumerate(values)
         ]

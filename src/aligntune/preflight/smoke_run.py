@@ -13,6 +13,7 @@ It does not continue from its checkpoint, and algorithms of several rounds (SPIN
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -55,9 +56,8 @@ def smoke(config: RunConfig, *, keep: bool = False) -> tuple[list[Verdict], str 
     folder = Path(tempfile.mkdtemp(prefix="aligntune-smoke-"))
     found: list[Verdict] = []
     try:
-        _stages(smoke_config(config, folder), found)
-    except _Stopped:
-        pass  # its verdict is in the list
+        with contextlib.suppress(_Stopped):  # its verdict is in the list
+            _stages(smoke_config(config, folder), found)
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import TimeoutError as NotReady
+from contextlib import ExitStack
 from typing import Any
 
 from aligntune.rewards.deadline import MAX_ABANDONED, DeadlineExceeded
@@ -100,18 +101,18 @@ def gather(calls: Sequence[Call], deadline: float | None, concurrency: int = CON
     runner = _loop()
     waves = math.ceil(len(calls) / concurrency)
     future = asyncio.run_coroutine_threadsafe(_all(calls, deadline, concurrency), runner.loop)
-    try:
-        return future.result(None if deadline is None else waves * deadline + GRACE)
-    except NotReady:
-        _give_up(runner)
+    with ExitStack() as stack:
+        stack.callback(future.cancel)  # without effect on one that is done
+        try:
+            return future.result(None if deadline is None else waves * deadline + GRACE)
+        except NotReady:
+            stack.pop_all()  # a loop that is blocked cannot cancel
+            _give_up(runner)
         overran = DeadlineExceeded(
             f"no result after {waves * deadline:g} s: it blocks the event loop; "  # type: ignore[operator]
             "await an asynchronous library, or write `def` in place of `async def`"
         )
         return [overran] * len(calls)
-    except BaseException:
-        future.cancel()
-        raise
 
 
 async def _all(calls: Sequence[Call], deadline: float | None, concurrency: int) -> list[Any]:
