@@ -33,6 +33,7 @@ from aligntune.eval.registry import EvalRegistry
 from aligntune.eval.result import ITEMS, EvalResult, TaskResult
 from aligntune.eval.tasks.base import EvalKind, Opponent, item_ids, need_reference
 from aligntune.utils.logging import get_logger, quiet_libraries
+from aligntune.utils.model_source import weight_files
 from aligntune.utils.run_folder import RunFolder
 from aligntune.utils.user_code import load_function
 
@@ -336,7 +337,7 @@ class EvalRunner:
         return {
             "model": self.config.model.name_or_path,
             "revision": self.config.model.revision,
-            "weights": _weights(self.config.model.name_or_path),
+            "weights": weight_files(self.config.model.name_or_path),
             "seed": self.config.seed,
         }
 
@@ -377,13 +378,6 @@ def _transformed(task: EvalTask, rows: list[dict[str, Any]]) -> list[dict[str, A
             )
         made += [] if new is None else [new]
     return made
-
-
-def _weights(path: str) -> list[list[Any]]:
-    """Name, size and time of change of a local model's weights; nothing for a hub id."""
-    folder = Path(path).expanduser()
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
 def _check_journals(folder: Path, resume: bool) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aligntune import errors
 
@@ -165,6 +166,16 @@ def _snapshot_source(name: str, revision: str) -> Source:
             hint="check the name, the revision and the network (HF_HUB_OFFLINE)",
         ) from error
     return _folder_source(Path(folder))
+
+
+def weight_files(path: str) -> list[list[Any]]:
+    """Name, size in bytes and time of change of the weights in a model's folder; nothing for a hub id.
+
+    What a journal agrees on, where reading the weights themselves would take longer than what it saves.
+    """
+    folder = Path(path).expanduser()
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
 def nearest_folder(path: str) -> str | None:

@@ -186,13 +186,13 @@ class PairMaker:
         return found
 
     def _journal(self, ranker: Ranker, content_hash: str, resume: bool) -> Journal:
-        from aligntune.eval.runner import _weights
+        from aligntune.utils.model_source import weight_files
 
         model = to_plain(self.config.model)
         model.pop("peft")
         subject = {
             "model": model,
-            "weights": _weights(self.config.model.name_or_path),
+            "weights": weight_files(self.config.model.name_or_path),
             "prompts": content_hash,
             "sampling": to_plain(self.config.sampling),
             "ranking": ranker.identity(),
