@@ -97,7 +97,10 @@ def small(config: RunConfig, folder: Path) -> tuple[RunConfig, int]:
     """The configuration shortened for the proof, and the step to stop after."""
     stop = next((s for s in range(FIRST, 1000) if config.algorithm.resumable(config, s)), None)
     if stop is None:
-        raise ConfigurationError("this configuration has no step that a run could go on from")
+        raise ConfigurationError(
+            "none of the first 1,000 steps is one that a run could go on from",
+            hint="lower algo.steps_per_generation or algo.num_iterations: a stop waits for the end of what was sampled",
+        )
     sources = [dataclasses.replace(s, max_samples=min(s.max_samples or ROWS, ROWS)) for s in config.sources]
     held = config.evaluation.dataset
     held = held and dataclasses.replace(held, max_samples=min(held.max_samples or ROWS, ROWS))
