@@ -161,14 +161,15 @@ class ProcessTrainer:
         self._worker.stdin.flush()
 
     def _call(self, method: str, **arguments: Any) -> Any:
-        worker = self._start()
         try:
+            worker = self._start()
             self._send({"method": method, "arguments": arguments})
             line = self._answer(worker)
-        except BrokenPipeError:
+        except BrokenPipeError:  # it ended before it had read all, perhaps before it had read the configuration
             line = ""
         if not line:
-            raise _ended(worker.wait(), f"{method}()", self.config.python)
+            assert self._worker is not None  # made in _start
+            raise _ended(self._worker.wait(), f"{method}()", self.config.python)
         reply = json.loads(line)
         self.state = TrainingState(**reply["state"])
         self.notes, self.resume_hint = reply["notes"], reply["resume_hint"]
