@@ -1,6 +1,6 @@
 """Items per second of evaluation, beside lm-evaluation-harness, and what evaluation in training costs.
 
-    python benchmarks/eval.py [--repeats 5] [--rows 200] [--batch 32] [--out benchmarks/results/eval.json]
+    python benchmarks/eval.py [--repeats 5] [--rows 200] [--batch 32] [--model FOLDER]
 
 Both measure the same rows with the same model in memory, the same batch size and the same prompts, in an order that
 alternates after one round that is not timed: multiple choice (HellaSwag) and greedy generation (SVAMP, 32 tokens).
@@ -9,7 +9,11 @@ the model is not. Reported: the median of the rounds' ratios of wall time (on a 
 processor time), and every time. lm-eval is called through its own
 `simple_evaluate`. That the scores agree is checked, not only timed.
 
-Evaluation in training: the same SFT run with and without `evaluation.every`, as seconds for each evaluation.
+Without `--model` it is a Llama of 8 layers and width 256 with a context of 2,048 tokens, with random weights and the
+quickstart's tokenizer: small, so that what surrounds the forward pass weighs much.
+
+Evaluation in training: the same SFT run of the quickstart's model with and without `evaluation.every`, as seconds for
+each evaluation.
 
 It needs a folder with the data sets (`--data`, by default `../shared/data`) and the package lm_eval.
 """
@@ -62,13 +66,32 @@ metric_list:
 TOKENS = 32
 
 
-def load(path: str) -> tuple[Any, Any]:
+def load(path: str | None) -> tuple[Any, Any]:
     """A causal model in fp32 and its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModelForCausalLM.from_pretrained(path).eval().to(device), AutoTokenizer.from_pretrained(path)
+    from aligntune.quickstart import BASE_MODEL
+
+    tokenizer = AutoTokenizer.from_pretrained(path or BASE_MODEL)
+    if path is None:
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=256,
+                intermediate_size=688,
+                num_hidden_layers=8,
+                num_attention_heads=4,
+                max_position_embeddings=2048,
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def first(source: Path, target: Path, count: int) -> Path:
@@ -178,9 +201,10 @@ def generation(model: Any, tokenizer: Any, data: Path, folder: Path, a: Any) -> 
     )
 
 
-def in_training(model: str, folder: Path, a: Any) -> dict[str, Any]:
+def in_training(folder: Path, a: Any) -> dict[str, Any]:
     """Seconds for each evaluation of 200 held-out rows in a run of 60 steps."""
     from aligntune.core.backend_factory import create_trainer
+    from aligntune.quickstart import BASE_MODEL
     from aligntune.quickstart.problems import write_datasets
 
     files = write_datasets(folder, seed=0)
@@ -193,7 +217,7 @@ def in_training(model: str, folder: Path, a: Any) -> dict[str, Any]:
             evaluation = {"dataset": str(folder / "held.jsonl"), "every": 15, "batch_size": a.batch}
             raw = {
                 "task": "instruction_following",
-                "model": {"name_or_path": model},
+                "model": {"name_or_path": str(BASE_MODEL)},
                 "dataset": str(folder / "train.jsonl"),
                 "train": {"max_steps": 60, "per_device_batch_size": 16, "save_steps": 60},
                 "output_dir": str(folder / f"{name}-{k}"),
@@ -215,10 +239,8 @@ def in_training(model: str, folder: Path, a: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write."""
-    from aligntune.quickstart import BASE_MODEL
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(BASE_MODEL))
+    parser.add_argument("--model")
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rows", type=int, default=200)
@@ -227,7 +249,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "eval.json")
     a = parser.parse_args()
     model, tokenizer = load(a.model)
-    result: dict[str, Any] = {"machine": machine.describe(), "model": Path(a.model).name, "batch_size": a.batch}
+    result: dict[str, Any] = {
+        "machine": machine.describe(),
+        "model": Path(a.model).name if a.model else "8 x 256",
+        "batch_size": a.batch,
+    }
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         (folder / "utils.py").write_text(UTILS)
@@ -235,7 +261,7 @@ def main() -> None:
             result[name] = measure(model, tokenizer, a.data, folder, a)
             print(name, json.dumps(result[name]), flush=True)
         if not a.skip_training:
-            result["in_training"] = in_training(a.model, folder, a)
+            result["in_training"] = in_training(folder, a)
             print("in_training", json.dumps(result["in_training"]), flush=True)
     a.out.write_text(json.dumps(result, indent=2) + "\n")
 
