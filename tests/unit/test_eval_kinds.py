@@ -87,6 +87,23 @@ def test_multiple_choice_equals_a_plain_loop(plain):
     assert [i["logps"] for i in one.items] == [pytest.approx(i["logps"], abs=1e-4) for i in result.items]
 
 
+def test_a_long_question_loses_its_beginning_and_a_long_option_is_refused(plain):
+    import torch
+
+    model, tokenizer = plain
+    row = {"prompt": "one two three four five", "choices": ["six", "7"], "reference": 0}
+    item = BaseEvaluator(model, tokenizer).run("multiple_choice", [row], EvalSettings(max_length=6)).items[0]
+    for option, logp in zip((" six", " 7"), item["logps"], strict=True):
+        # As lm-evaluation-harness cuts: six tokens are read, and the last one only predicted.
+        ids = tokenizer(row["prompt"] + option)["input_ids"][-7:]
+        count = len(tokenizer(row["prompt"] + option)["input_ids"]) - len(tokenizer(row["prompt"])["input_ids"])
+        with torch.no_grad():
+            logps = torch.log_softmax(model(torch.tensor([ids[:-1]])).logits[0].double(), -1)
+        assert logp == pytest.approx(sum(logps[t - 1, ids[t]].item() for t in range(7 - count, 7)), abs=1e-4)
+    with pytest.raises(ValidationError, match="option A has 4 tokens, and the model reads 3"):
+        BaseEvaluator(model, tokenizer).run("multiple_choice", [row], EvalSettings(max_length=3))
+
+
 def test_labels_can_be_scored_in_place_of_texts(plain):
     rows = [{"prompt": "Q\nA. x\nB. y\nAnswer:", "A": "x", "B": "y", "reference": "A"}]
     settings = EvalSettings(choices=["A", "B"], answer_with="label")

@@ -43,6 +43,10 @@ class Encoded:
         """The first `length` tokens."""
         return self if length is None else Encoded(self.ids[:length], self.counted[:length])
 
+    def end(self, length: int | None) -> Encoded:
+        """The last `length` tokens and the one before them: the last one is predicted, and needs no place."""
+        return self if length is None else Encoded(self.ids[-length - 1 :], self.counted[-length - 1 :])
+
 
 def completion_nll(
     model: Any,
@@ -153,14 +157,23 @@ def encode_row(tokenizer: Any, row: Mapping[str, Any], mask: Mask = "answers") -
 
 
 def score(
-    model: Any, tokenizer: Any, rows: Sequence[Encoded], batch_size: int = 8, *, max_length: int | None = None
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Encoded],
+    batch_size: int = 8,
+    *,
+    max_length: int | None = None,
+    keep: Literal["beginning", "end"] = "beginning",
 ) -> list[tuple[float, int]]:
-    """(nll_sum, tokens) of encoded rows, batched by length, longest first."""
+    """(nll_sum, tokens) of encoded rows, batched by length, longest first; `keep` says what is left of a long one."""
     limit = length_limit(model, max_length)
-    cut = [row.cut(limit) for row in rows]
+    cut = [row.cut(limit) if keep == "beginning" else row.end(limit) for row in rows]
     shortened = sum(len(a.ids) < len(b.ids) for a, b in zip(cut, rows, strict=True))
     if shortened:
-        get_logger(__name__).warning("%d of %d texts have more than %s tokens and are cut", shortened, len(rows), limit)
+        lost = "end" if keep == "beginning" else "beginning"
+        get_logger(__name__).warning(
+            "%d of %d texts have more than %s tokens and lose their %s", shortened, len(rows), limit, lost
+        )
     results: list[tuple[float, int]] = [(0.0, 0)] * len(cut)
     # A row needs a counted token behind the first one; the others need no forward pass.
     work = sorted((i for i, row in enumerate(cut) if any(row.counted[1:])), key=lambda i: -len(cut[i].ids))
@@ -186,9 +199,10 @@ def _score_batch(model: Any, rows: list[Encoded], pad: int) -> list[tuple[float,
     ids_BT = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in rows], device=device)
     real_BT = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows], device=device)
     counted_BT = torch.tensor([row.counted + [False] * (width - len(row.ids)) for row in rows], device=device)
-    logits_BTV = model(input_ids=ids_BT, attention_mask=real_BT, use_cache=False).logits
+    # The last token predicts nothing that counts.
+    logits_BTV = model(input_ids=ids_BT[:, :-1], attention_mask=real_BT[:, :-1], use_cache=False).logits
     counted_BT = counted_BT[:, 1:]
-    logits_NV, targets_N = logits_BTV[:, :-1][counted_BT], ids_BT[:, 1:][counted_BT]
+    logits_NV, targets_N = logits_BTV[counted_BT], ids_BT[:, 1:][counted_BT]
     nll_N = torch.cat(
         [
             torch.nn.functional.cross_entropy(

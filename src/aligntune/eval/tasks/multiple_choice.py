@@ -5,7 +5,8 @@
 
 Both as lm-evaluation-harness defines `acc` and `acc_norm` (its `process_results` of multiple choice), with its
 tokenization: question and option are tokenized together, and the option's tokens are those behind the question's; a
-text beyond the model's context loses its beginning. `confidence` is the softmax of the summed log-probabilities over
+text beyond the model's context loses its beginning, which is told, and an option that does not fit is an error.
+`confidence` is the softmax of the summed log-probabilities over
 the options, from which `ece` and `brier` are taken.
 
 Options come from a column (`choices`: a list, a mapping of labels, ARC's {"label", "text"}), or from one column for
@@ -67,9 +68,9 @@ class MultipleChoice(EvalKind):
             for context, choices in zip(contexts, texts, strict=True)
             for text in choices
         ]
-        limit = length_limit(subject.model, settings.max_length)
-        cut = [_last(row, limit) for row in encoded]
-        scored = iter(score(subject.model, subject.tokenizer, cut, settings.batch_size, max_length=settings.max_length))
+        _need_room(ids, options, encoded, length_limit(subject.model, settings.max_length))
+        model, limit = subject.model, settings.max_length
+        scored = iter(score(model, subject.tokenizer, encoded, settings.batch_size, max_length=limit, keep="end"))
         found = []
         for i, row, context, labelled, choices in zip(ids, rows, contexts, options, texts, strict=True):
             logps = [-next(scored)[0] for _ in choices]
@@ -133,9 +134,17 @@ def encode_pair(tokenizer: Any, context: str, continuation: str, chat: bool) -> 
     return Encoded(list(whole), [i >= start for i in range(len(whole))])
 
 
-def _last(row: Encoded, limit: int | None) -> Encoded:
-    """The last `limit` tokens."""
-    return row if limit is None else Encoded(row.ids[-limit:], row.counted[-limit:])
+def _need_room(
+    ids: Sequence[str], options: Sequence[Mapping[str, str]], encoded: Sequence[Encoded], limit: int | None
+) -> None:
+    """Every option must fit into the model's context whole, or its log-probability would be that of a part."""
+    names = [(i, label) for i, labelled in zip(ids, options, strict=True) for label in labelled]
+    for (i, label), row in zip(names, encoded, strict=True):
+        if limit is not None and sum(row.counted) > limit:
+            raise ValidationError(
+                f"question {i}: option {label} has {sum(row.counted)} tokens, and the model reads {limit}",
+                hint="leave the question out, raise the task's max_length, or take a model with a longer context",
+            )
 
 
 def _item(
