@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from aligntune.errors import AlignTuneError, ConfigurationError, EnvironmentError, TrainingError
+from aligntune.errors import AlignTuneError, ConfigurationError, EnvironmentError, TrainingError, ValidationError
 from aligntune.stages import load_stages, make_plan, run_stages
 from aligntune.stages.estimate import estimates, origin, totals
 from aligntune.stages.execution import Execution
@@ -579,6 +579,45 @@ def test_what_only_the_tables_need_may_change_while_unfinished(file: Path, monke
     second = FakeRunner()
     run_stages(file, ["stages.scores.by=intent"], runner=second)
     assert second.made == ["lr"]
+
+
+def test_a_task_is_compared_with_another_one_on_the_same_rows(file: Path, tmp_path: Path) -> None:
+    from aligntune.eval import EvalResult
+    from aligntune.eval.metrics import MeanMetric
+    from aligntune.eval.result import TaskResult
+    from aligntune.stages.story import evaluation_tables
+    from aligntune.stages.tables import measure
+
+    def task(name: str, scores: Sequence[int], first: int = 0) -> TaskResult:
+        items: list[dict[str, Any]] = [
+            {"id": str(first + i), "correct": s, "scores": {"accuracy": s}} for i, s in enumerate(scores)
+        ]
+        return TaskResult(name, "exact_match", {"accuracy": MeanMetric("correct", "accuracy").compute(items)}, items)
+
+    config = make_plan(others(file), ["stages.scores.against={t: t}"])["scores"]
+    config.folder.mkdir(parents=True)
+    configs = {name: {"output_dir": str(tmp_path / name)} for name in ("base", "sft")}
+    plain, shots = [1, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]
+    EvalResult("m", {"zero": task("zero", plain), "two": task("two", plain)}).save(tmp_path / "base")
+    EvalResult("n", {"zero": task("zero", plain), "two": task("two", shots)}).save(tmp_path / "sft")
+    measure(configs, config.folder, against={"two": "zero"})
+    found = json.loads((config.folder / "tables.json").read_bytes())["tasks"]
+    assert [(r["model"], r["changed"], r["against"]) for r in found] == [
+        ("base", "two", "zero"),
+        ("sft", "two", "zero"),
+    ]
+    assert [r["comparison"]["difference"]["difference"] for r in found] == [0.0, 0.75]
+    p = found[1]["comparison"]["difference"]["p_value"]
+    assert [r["p_adjusted"] for r in found] == [1.0, pytest.approx(2 * p)]  # Holm over two models
+    table = evaluation_tables(config)[-1]
+    assert (table.title, table.headers) == ("scores: two minus zero", ["Metric", "base", "sft"])
+    assert table.rows[0][0] == "accuracy"
+    assert table.rows[0][2].startswith("+0.75 [")
+    EvalResult("m", {"zero": task("zero", plain), "two": task("two", plain, first=100)}).save(tmp_path / "base")
+    with pytest.raises(ValidationError, match="two and zero have no row in common"):
+        measure(configs, config.folder, against={"two": "zero"})
+    with pytest.raises(ConfigurationError, match="against: there is no task ttt"):
+        make_plan(others(file), ["stages.scores.against={ttt: t}"])
 
 
 def test_an_error_of_another_kind_is_recorded_and_goes_on(file: Path) -> None:

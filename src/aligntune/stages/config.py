@@ -102,6 +102,8 @@ class SeveralModels:
     """Differences up to this do not matter: say which are equivalent (as `aligntune eval --margin`)."""
     by: Text | None = None
     """Column whose values give a table each of the headline metric, such as an intent."""
+    against: dict[str, str] = Field(default_factory=dict)
+    """Task to another task on the same rows, such as `{two_shot: zero_shot}`: each model's paired difference."""
 
 
 def _values(value: Any) -> Any:

@@ -33,6 +33,7 @@ from aligntune.core.config.base import to_plain
 from aligntune.core.config.io import effective, load_config, parse_section
 from aligntune.core.config.reading import copy_plain
 from aligntune.errors import ConfigurationError
+from aligntune.registry import nearest
 from aligntune.stages.config import KEYS, CompareConfig, ReportConfig, SeveralModels, SplitConfig
 from aligntune.utils.files import write_atomic
 from aligntune.utils.run_folder import read_manifest
@@ -301,12 +302,12 @@ class Evaluate(StageKind):
     """One or several models on the same tasks."""
 
     outcome = ("items/*.jsonl", "*/items/*.jsonl")
-    may_change = ("by", "margin")  # of the tables alone
+    may_change = ("against", "by", "margin")  # of the tables alone
 
     def _parts(self) -> tuple[SeveralModels, dict[str, Any]]:
         """What is this kind's own, and the evaluation's configuration."""
         raw = self._free()
-        own = {key: raw.pop(key) for key in ("models", "margin", "by") if key in raw}
+        own = {key: raw.pop(key) for key in ("models", "margin", "by", "against") if key in raw}
         several = parse_section(SeveralModels, own, hint=KEYS)
         if several.models and "name_or_path" in (raw.get("model") or {}):
             raise ConfigurationError(
@@ -342,8 +343,17 @@ class Evaluate(StageKind):
                 raise ConfigurationError(
                     f"models.{name}: cannot name a folder", hint="a letter, then letters, digits, '_' and '-'"
                 )
+        tasks: dict[str, Any] = {}
         for config in self.configs().values():
-            build_eval_config(config)
+            tasks = {task.name: task for task in build_eval_config(config).tasks}
+        for pair in several.against.items():
+            for name in pair:
+                if name not in tasks:
+                    raise ConfigurationError(f"against: there is no task {name}", hint=nearest(name, tasks))
+            if len({tasks[name].kind for name in pair}) > 1:
+                raise ConfigurationError(
+                    f"against: {pair[0]} and {pair[1]} are of different kinds", hint="compare tasks of one kind"
+                )
 
     def commands(self) -> list[Command]:
         """One for each model that is not measured yet."""
@@ -362,7 +372,7 @@ class Evaluate(StageKind):
         from aligntune.stages.tables import measure
 
         several, _ = self._parts()
-        return measure(self.configs(), self.folder, margin=several.margin, by=several.by)
+        return measure(self.configs(), self.folder, margin=several.margin, by=several.by, against=several.against)
 
 
 class Compare(StageKind):

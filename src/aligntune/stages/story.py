@@ -97,8 +97,26 @@ def evaluation_tables(stage: Planned) -> list[Table]:
         named = [f"{model} - {before}" for before, model in zip(models[1:], heads, strict=False)]
         said = f"Each model minus the one before it. {note}; the other metrics have their own."
         found.append(Table(f"{stage.name}: differences to the model before", ["Metric", *named], _text(rows), said))
+    if raw.get("tasks"):
+        found += _task_tables(stage.name, raw, note)
     if raw["classes"]:
         found += _class_tables(stage.name, raw)
+    return found
+
+
+def _task_tables(name: str, raw: Mapping[str, Any], note: str) -> list[Table]:
+    """One for each pair of tasks: what the examples, or whatever else differs, do to each model."""
+    from aligntune.report.story import Table
+
+    found = []
+    for task, other in dict.fromkeys((row["changed"], row["against"]) for row in raw["tasks"]):
+        own = [row for row in raw["tasks"] if (row["changed"], row["against"]) == (task, other)]
+        metrics = list(dict.fromkeys((other, row["comparison"]["metric"]) for row in own))
+        rows = [
+            [metric[1], *cells[1:]] for metric, cells in zip(metrics, _gaps(own, metrics, raw["models"]), strict=True)
+        ]
+        said = f"Of the same model on the same rows. {note}; the other metrics have their own."
+        found.append(Table(f"{name}: {task} minus {other}", ["Metric", *raw["models"]], _text(rows), said))
     return found
 
 

@@ -1,7 +1,8 @@
 """Tables over several models on the same tasks: values with intervals, paired differences, one table per class.
 
 `measure(configs, folder)` reads the finished evaluations, compares each model with the first, and from the third on
-with the one before it, item by item (`aligntune.eval.comparing`), and writes `tables.json`, which the report draws.
+with the one before it, item by item (`aligntune.eval.comparing`), and a task with another one on the same rows where
+that is asked for (examples in the prompt against none); it writes `tables.json`, which the report draws.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ TABLES = "tables.json"
 
 
 def measure(
-    configs: Mapping[str, Mapping[str, Any]], folder: Path, *, margin: float | None = None, by: str | None = None
+    configs: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    *,
+    margin: float | None = None,
+    by: str | None = None,
+    against: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write `tables.json`, and give the headline values.
 
@@ -31,12 +37,13 @@ def measure(
         folder: of the stage.
         margin: largest difference that does not matter.
         by: column whose values give a table each.
+        against: task to the task that it is compared with, for every model.
 
     Returns:
         `<model> <task> <metric>` to value.
 
     Raises:
-        ValidationError: no row has the column.
+        ValidationError: no row has the column, or two tasks of `against` share no rows.
     """
     from aligntune.eval import EvalResult
     from aligntune.eval.comparing import compare_all
@@ -51,11 +58,39 @@ def measure(
         "values": [{"model": r.model, **row} for r in results for row in r.rows()],
         "differences": [row.to_dict() for row in rows],
         "steps": [row.to_dict() for row in steps],
+        "tasks": _between_tasks(results, against or {}, margin),
         "by": by,
         "classes": by_class(results, next(iter(configs.values())), by) if by is not None else [],
     }
     write_json(folder / TABLES, tables)
     return {f"{r.model} {t.name} {t.headline.name}": t.headline.value for r in results for t in r.tasks.values()}
+
+
+def _between_tasks(
+    results: Sequence[EvalResult], against: Mapping[str, str], margin: float | None
+) -> list[dict[str, Any]]:
+    """Every model's task minus another one of its tasks; p-values are corrected over all of them."""
+    from aligntune.eval.comparing import compare_all
+    from aligntune.eval.significance import adjust
+
+    found: list[dict[str, Any]] = []
+    for task, other in against.items():
+        for result in results:
+            named = dataclasses.replace(result.tasks[task], name=other)
+            pair = [dataclasses.replace(result, tasks={other: part}) for part in (result.tasks[other], named)]
+            rows = compare_all(pair, margin=margin)
+            if all(row.comparison.difference is None for row in rows):
+                raise ValidationError(
+                    f"against: {task} and {other} have no row in common", hint="give both tasks the same dataset"
+                )
+            found += [{**row.to_dict(), "changed": task, "against": other} for row in rows]
+    known = [_p_value(row) for row in found]
+    return [{**row, "p_adjusted": p} for row, p in zip(found, adjust(known), strict=True)]
+
+
+def _p_value(row: Mapping[str, Any]) -> float | None:
+    gap = row["comparison"]["difference"]
+    return gap["p_value"] if row["headline"] and gap else None
 
 
 def by_class(results: Sequence[EvalResult], config: Mapping[str, Any], by: str) -> list[dict[str, Any]]:
