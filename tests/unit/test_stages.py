@@ -617,7 +617,7 @@ def test_a_task_is_compared_with_another_one_on_the_same_rows(file: Path, tmp_pa
     with pytest.raises(ValidationError, match="two and zero have no row in common"):
         measure(configs, config.folder, against={"two": "zero"})
     with pytest.raises(ConfigurationError, match="against: there is no task ttt"):
-        make_plan(others(file), ["stages.scores.against={ttt: t}"])
+        make_plan(file, ["stages.scores.against={ttt: t}"])
 
 
 def test_an_error_of_another_kind_is_recorded_and_goes_on(file: Path) -> None:
