@@ -1,6 +1,6 @@
 """Items per second of evaluation, beside lm-evaluation-harness, and what evaluation in training costs.
 
-    python benchmarks/eval.py [--repeats 5] [--rows 200] [--batch 32] [--model FOLDER]
+    python benchmarks/eval.py [--repeats 5] [--rows 200] [--batch 32] [--model FOLDER] [--only generation]
 
 Both measure the same rows with the same model in memory, the same batch size and the same prompts, in an order that
 alternates after one round that is not timed: multiple choice (HellaSwag) and greedy generation (SVAMP, 32 tokens).
@@ -64,6 +64,7 @@ metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
 TOKENS = 32
+PARTS = ("multiple_choice", "generation", "in_training")
 
 
 def load(path: str | None) -> tuple[Any, Any]:
@@ -245,25 +246,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--skip-training", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="The rest stays as the file has it.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "eval.json")
     a = parser.parse_args()
+    result: dict[str, Any] = json.loads(a.out.read_text()) if a.out.exists() and set(a.only) != set(PARTS) else {}
     model, tokenizer = load(a.model)
-    result: dict[str, Any] = {
-        "machine": machine.describe(),
-        "model": Path(a.model).name if a.model else "8 x 256",
-        "batch_size": a.batch,
-    }
+    about = {"model": Path(a.model).name if a.model else "8 x 256", "batch_size": a.batch}
+    result |= {"machine": machine.describe(), **about}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         (folder / "utils.py").write_text(UTILS)
-        for name, measure in (("multiple_choice", multiple_choice), ("generation", generation)):
-            result[name] = measure(model, tokenizer, a.data, folder, a)
+        for name in a.only:
+            if name == "in_training":
+                result[name] = in_training(folder, a)
+            else:
+                measure = multiple_choice if name == "multiple_choice" else generation
+                result[name] = measure(model, tokenizer, a.data, folder, a)
             print(name, json.dumps(result[name]), flush=True)
-        if not a.skip_training:
-            result["in_training"] = in_training(folder, a)
-            print("in_training", json.dumps(result["in_training"]), flush=True)
-    a.out.write_text(json.dumps(result, indent=2) + "\n")
+            a.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
