@@ -27,10 +27,18 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "use_cases"
 METRICS = ("rougeL", "rouge1", "rouge2", "bleu", "chrf")
 # A model of this size needs a larger rate than the files' default, which is for models of 100 M parameters and more.
-SMALL = ["stages.sft.train.learning_rate=1e-3", "values.sft_steps=300", "values.test=80", "values.max_new_tokens=128"]
+SMALL = ["stages.sft.train.learning_rate=1e-3", "values.test=120", "values.max_new_tokens=256"]
 CASES = {
-    "advisory": ("advisory_assistant.yaml", "bitext_customer_support/customer_support.csv", [*SMALL]),
-    "banking": ("banking_assistant.yaml", "retail_banking/retail_banking_dataset.json", [*SMALL]),
+    "advisory": (
+        "advisory_assistant.yaml",
+        "bitext_customer_support/customer_support.csv",
+        [*SMALL, "values.sft_steps=900"],
+    ),
+    "banking": (
+        "banking_assistant.yaml",
+        "retail_banking/retail_banking_dataset.json",
+        [*SMALL, "values.sft_steps=600"],
+    ),
 }
 
 
