@@ -3,9 +3,10 @@
     python benchmarks/use_cases.py [--only advisory banking] [--folder runs/use_cases] [--no-reproduce]
 
 Each case is one `aligntune run` over its example file: the 260k-parameter story model, full fine-tuning in fp32, real
-customer-support and retail-banking rows. A run that was cut goes on. Then `aligntune reproduce` makes each trained stage
-again and compares curves and weights to the last bit. `benchmarks/results/use_cases/` gets, for each case, a file with
-every value, paired difference and time, and the manifests of its trained stages; `docs/use_cases.md` shows them.
+customer-support and retail-banking rows. A run that was cut goes on. Then `aligntune reproduce` makes each trained
+stage again and compares curves and weights to the last bit. `benchmarks/results/use_cases/` gets, for each case, a
+file with every value, paired difference and time, and the manifests of its trained stages; `docs/use_cases.md` shows
+them (`scripts/use_case_tables.py`).
 
 It needs the folder with data and models (`--shared`, by default `../shared`).
 """

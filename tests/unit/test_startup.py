@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,13 @@ def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
         [sys.executable, "-m", "aligntune", "--version"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("aligntune ")
+
+
+def test_an_error_with_nobody_reading_leaves_no_traceback(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "aligntune", "train", str(tmp_path / "none.yaml"), "--json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr

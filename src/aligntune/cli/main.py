@@ -60,7 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments without the program's name; None takes the process's own.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:
+        # the reader of our output has gone (`aligntune ... | head`); keep Python from flushing into the closed pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _run(args: list[str]) -> int:
     settings = Settings.read(args)
     try:
         with program.make_context("aligntune", args, obj=settings) as context:
@@ -80,9 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort) as error:
         return settings.fail(error, "stopped", str(error), 130)
     except BrokenPipeError:
-        # the reader of our output has gone (`aligntune ... | head`); keep Python from flushing into the closed pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+        raise
     except Exception as error:  # the program's last line: everyone gets a sentence, --debug the traceback
         return settings.fail(error, _unexpected(error), "run it again with --debug to see where it happened", 1)
 
