@@ -142,6 +142,7 @@ KEYS: dict[str, Other] = {
     "logging.steps": Other(3),
     "logging.report_to": Other(["wandb"]),
     "logging.run_name": Other("a name"),
+    "logging.display": Other("plain"),
     "logging.samples": Other(0, HELD),
     "logging.samples_at": Other([0.25], HELD),
     "logging.sample_prompts": Other(["Say this."], HELD),
@@ -897,14 +898,15 @@ class Probe:
         return [self.calls, trainer._run.rows, vars(control), vars(trainer.state)]
 
     def stopped(self) -> Any:
-        """When a run is stopped, and whether it would go on with half a batch."""
+        """When a run is stopped, whether it would go on with half a batch, and how it is shown."""
         from aligntune.core.exhaustion import can_halve
+        from aligntune.core.live import progress_of
         from aligntune.core.stopping import request_of
 
         trainer = self.trainer()
         trainer._began = 0.0
         request = request_of(trainer)
-        return [request._deadline, request.grace, can_halve(trainer)]
+        return [request._deadline, request.grace, can_halve(trainer), progress_of(trainer).mode]
 
     def followed(self) -> Any:
         """The events of a stream in which everything goes wrong, and what is asked of the library then."""
@@ -962,7 +964,7 @@ def fault(case: Case, key: str, other: Other, patch: pytest.MonkeyPatch, known: 
         first = "data"
     if key in ("cache.enabled", "cache.max_gb"):
         first = "kept"
-    if key in ("train.time_limit", "train.stop_grace", "train.auto_batch"):
+    if key in ("train.time_limit", "train.stop_grace", "train.auto_batch", "logging.display"):
         first = "stopped"
     for part in sorted(Probe.PARTS, key=lambda p: p != first):
         changed = outcome(case, {**other.needs, key: value}, part, patch)

@@ -17,7 +17,7 @@ import runs
 from aligntune.core import process
 from aligntune.core.backend_factory import create_rl_trainer, create_sft_trainer, create_trainer, describe
 from aligntune.core.best import count
-from aligntune.core.callbacks import Progress, StopRequest, numbers
+from aligntune.core.callbacks import StopRequest, numbers
 from aligntune.core.config import build_config
 from aligntune.core.rl import TrainerBase
 from aligntune.core.sft import SFTTrainerBase, SFTTrainerFactory, TaskType
@@ -176,23 +176,6 @@ def test_the_best_value_is_the_lowest_loss_or_the_highest_reward(
 
 def test_only_numbers_are_logged() -> None:
     assert numbers({"loss": 1, "flag": True, "text": "x", "kl": 0.5, "none": None}) == {"loss": 1.0, "kl": 0.5}
-
-
-def test_progress_speaks_to_a_terminal_only() -> None:
-    import io
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    quiet, loud = io.StringIO(), Terminal()
-    for stream in (quiet, loud):
-        progress = Progress("dpo on trl", stream)
-        progress.show(1, 4, {"rewards/accuracies": 0.5})
-        progress.close()
-    assert quiet.getvalue() == ""
-    assert "dpo on trl  1/4" in loud.getvalue()
-    assert "accuracies 0.5" in loud.getvalue()
 
 
 def test_a_second_signal_stops_at_once() -> None:

@@ -85,6 +85,7 @@ def _complete_resume(args: list[str]) -> list[str]:
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--dry-run", is_flag=True, help="Check and print what would be trained; write nothing.")
 @click.option("--resume", metavar="[latest|PATH]", help="Go on from the newest checkpoint, or from this one.")
+@click.option("--plain", is_flag=True, help="Lines in place of the live view (logging.display=plain).")
 @click.option("--no-check", is_flag=True, help="Leave out the quick checks before training (see `aligntune check`).")
 @click.option("--smoke", is_flag=True, help="Only a few steps on the longest rows, in a folder that is removed.")
 @click.option("--keep", is_flag=True, help="Keep the folder of --smoke.")
@@ -94,6 +95,7 @@ def command(
     arguments: tuple[str, ...],
     dry_run: bool,
     resume: str | None,
+    plain: bool,
     no_check: bool,
     smoke: bool,
     keep: bool,
@@ -106,7 +108,7 @@ def command(
     """
     file, overrides = split_arguments(arguments)
     given = {FLAGS[k]: list(v) if k == "reward" else v for k, v in flags.items() if v not in (None, ())}
-    config = build(file, overrides, given)
+    config = build(file, [*overrides, *(["logging.display=plain"] if plain else [])], given)
     if dry_run or smoke:
         alone = "--dry-run" if dry_run else "--smoke"
         for name, given_too in (("--resume", resume), ("--no-check", no_check), ("--smoke", dry_run and smoke)):

@@ -1,4 +1,4 @@
-"""What happens while the library trains: metrics to the run folder, evaluation, a clean stop, a progress line.
+"""What happens while the library trains: metrics to the run folder, evaluation, a clean stop, the live view.
 
 Transformers' callback class is imported when a trainer is built, so the class is made by a function. Callbacks of the
 library itself that print or draw bars are removed; ours is the only one that speaks.
@@ -6,55 +6,17 @@ library itself that print or draw bars are removed; ours is the only one that sp
 
 from __future__ import annotations
 
-import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from aligntune.core.durable import keeps_window
 from aligntune.core.early_stopping import drop_former_best, is_over, protect_best
+from aligntune.core.live import Progress
 from aligntune.core.measuring import answer_at_share
 from aligntune.core.stopping import StopRequest
 from aligntune.core.watch import TokenCount, refuse_broken_weights
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
-
-
-class Progress:
-    """One line that moves while a run goes on; silent where nobody watches a terminal."""
-
-    def __init__(self, title: str, stream: Any = None) -> None:
-        self.title = title
-        self.stream = stream or sys.stderr
-        self.active = self.stream.isatty()
-        self._start = time.monotonic()
-        self._first: int | None = None
-
-    def show(self, step: int, total: int, values: dict[str, float]) -> None:
-        """Redraw the line: step, time left, and a few values."""
-        if not self.active:
-            return
-        self._first = step - 1 if self._first is None else self._first
-        done = max(step - self._first, 1)
-        left = (time.monotonic() - self._start) / done * (total - step)
-        shown = "  ".join(f"{k.rsplit('/', 1)[-1]} {v:.3g}" for k, v in values.items())
-        text = f"{self.title}  {step}/{total}  {_clock(left)} left  {shown}"
-        self.stream.write(f"\r\x1b[K{text[:118]}")
-        self.stream.flush()
-
-    def close(self) -> None:
-        """Leave an empty line behind."""
-        if self.active:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
-
-
-SHOWN = ("loss", "reward", "rewards/accuracies", "eval_nll", "eval_reward", "eval_f1", "eval_f1_macro")
 
 
 def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> Any:
@@ -78,8 +40,7 @@ def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> An
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             trainer.state.step, trainer.state.epoch = state.global_step, state.epoch or 0.0
-            values = {k: trainer.state.metrics[k] for k in SHOWN if k in trainer.state.metrics}
-            progress.show(state.global_step, state.max_steps, values)
+            progress.show(state.global_step, state.max_steps)
             every = trainer.config.evaluation.every
             if every and state.global_step % every == 0 and state.global_step < state.max_steps:
                 trainer.evaluate_now(state.global_step)
@@ -139,3 +100,6 @@ def quiet(hf_trainer: Any) -> None:
 def numbers(logs: dict[str, Any]) -> dict[str, float]:
     """The numeric entries of a log row, as floats."""
     return {k: float(v) for k, v in logs.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+__all__ = ["Progress", "StopRequest", "make_callback", "numbers", "quiet"]

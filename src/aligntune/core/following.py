@@ -87,6 +87,7 @@ class Follower:
         for event in self.monitor.observe(int(row["step"]), {**row, **self.collector.due()}):
             append_line(self.trainer._run.path / EVENTS, {**event.to_dict(), "action": health.action})
             warn(self.trainer, str(event))
+            self.trainer.display.event(str(event))
             if health.action != "warn" and self.cause is None:
                 self.cause = event
 

@@ -1,7 +1,7 @@
 """Evaluation while a run trains: what follows on the held-out rows' values, and answers to fixed prompts over time.
 
     metrics.jsonl        eval_reward, eval/gsm8k/accuracy, eval/seconds (what the tasks cost)
-    evaluations.jsonl    the same of the tasks, with intervals
+    evaluations.jsonl    the same with intervals: a line for the held-out rows (task null), and one for each task
     evaluation/          results and items of the newest evaluation, as `aligntune eval` writes them
     evaluation/before/   those of the starting model, with `evaluation.at_start`
     samples.jsonl        answers, with the step and, for `logging.samples_at`, the share of training
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.core.best import BEFORE
 from aligntune.core.early_stopping import last_evaluation, note_evaluation
-from aligntune.eval.in_training import RunTasks, directions, evaluation_rows, named_values
+from aligntune.core.held_out import HeldOut, held_out_row, renew
+from aligntune.eval.in_training import PREFIX, RunTasks, directions, evaluation_rows, named_values
 from aligntune.utils.files import read_lines
 from aligntune.utils.logging import get_logger, quiet_libraries
 from aligntune.utils.run_folder import EVALUATION, SAMPLES
@@ -57,6 +58,8 @@ def finish_evaluation(trainer: Trainer, step: int, values: dict[str, float]) -> 
     Returns:
         All values, by the names in `metrics.jsonl`.
     """
+    if isinstance(values, HeldOut) and values:
+        _keep(trainer, [held_out_row(values, step, trainer.config.algorithm.data.value)])
     if trainer._tasks is not None:
         values = {**values, **_measure_tasks(trainer, trainer._tasks, step)}
     trainer.record(step, values)
@@ -66,13 +69,19 @@ def finish_evaluation(trainer: Trainer, step: int, values: dict[str, float]) -> 
     return values
 
 
+def _keep(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
+    """Store values with their intervals, and remember those."""
+    trainer._run.append_evaluations(rows)
+    renew(trainer.state.intervals, rows, PREFIX)
+
+
 def _measure_tasks(trainer: Trainer, tasks: RunTasks, step: int) -> dict[str, float]:
     name = str(trainer.config.output_dir) if step else ""
     with quiet_libraries():
         result = tasks.measure(trainer.model, trainer.tokenizer, name)
     rows = evaluation_rows(result, step)
     trainer._directions.update(directions(rows))
-    trainer._run.append_evaluations(rows)
+    _keep(trainer, rows)
     folder = Path(trainer._run.path) / EVALUATION
     result.save(folder)
     if step == 0:
@@ -148,6 +157,10 @@ def answer_prompts(trainer: Trainer, step: int, share: float | None = None) -> N
         answers = trainer._samples(trainer._eval_rows(), count)
     mark: dict[str, Any] = {} if share is None else {"share": share}
     trainer._run.append_samples([{"step": step, **mark, **row} for row in answers])
+    if answers:
+        last = answers[-1]
+        asked = last["prompt"] if isinstance(last["prompt"], str) else str(last["prompt"][-1].get("content"))
+        trainer.display.sample(step, asked, str(last["answer"]))
     trainer._answered.add((step, share))
 
 

@@ -111,7 +111,10 @@ def record_rollouts(
     """
     from aligntune.rewards.adapters import completion_text
 
-    _note_repetition(run, [completion_text(completion) for completion in completions])
+    texts = [completion_text(completion) for completion in completions]
+    _note_repetition(run, texts)
+    if texts:
+        run.display.sample(step + 1, _asked(prompts[0]), texts[0], scores.total[0])
     if not run.config.logging.rollouts:
         return
     from aligntune.rewards.summary import prompt_groups
@@ -127,8 +130,8 @@ def record_rollouts(
         {
             "step": step + 1,  # the step that learns from them, so that a resume knows what to keep
             "group": first + groups[i],
-            "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
-            "completion": completion_text(completion),
+            "prompt": _asked(prompt),
+            "completion": texts[i],
             "tokens": None if tokens is None else tokens[i],
             "reward": scores.total[i],
             **{f"reward/{name}": values[i] for name, values in scores.raw.items()},
@@ -138,12 +141,17 @@ def record_rollouts(
             **{f"column/{name}": _text(values[i]) for name, values in read.items()},
             **{name: values[i] for name, values in marks.items()},
         }
-        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        for i, prompt in enumerate(prompts)
     ]
     if held is None:
         run._run.append_rollouts(rows)
     else:
         held.take(rows, run._run.append_rollouts)
+
+
+def _asked(prompt: Any) -> str:
+    """A prompt as text: itself, or its last message."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def _note_repetition(run: Trainer, texts: list[str]) -> None:

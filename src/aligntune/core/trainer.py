@@ -22,7 +22,7 @@ from typing import Any
 from aligntune.core.arguments import trainer_arguments
 from aligntune.core.backend import Backend, get_backend
 from aligntune.core.best import best_entry
-from aligntune.core.callbacks import Progress, make_callback, numbers, quiet
+from aligntune.core.callbacks import make_callback, numbers, quiet
 from aligntune.core.checks import check_packages, check_reference, check_values
 from aligntune.core.config.io import parse_section
 from aligntune.core.config.root import RunConfig
@@ -31,6 +31,7 @@ from aligntune.core.durable import durable, keeps_window
 from aligntune.core.evaluation import evaluate_model, sample_answers
 from aligntune.core.exhaustion import guarded
 from aligntune.core.isolation import no_telemetry
+from aligntune.core.live import Progress, progress_of
 from aligntune.core.measuring import evaluate_last, finish_evaluation, prepare_tasks
 from aligntune.core.pretokenised import taking_tokens
 from aligntune.core.recording import record_rollouts, warn, write_header, write_held
@@ -93,6 +94,7 @@ class Trainer:
         self._began = time.monotonic()
         self.stop = StopRequest()
         self.batch_changes: list[dict[str, Any]] = []
+        self.display = Progress("", mode="off")
 
     def _load(self) -> Any:
         if self._loaded is None:
@@ -271,7 +273,7 @@ class Trainer:
 
     def _run_loop(self, checkpoint: Checkpoint | None) -> tuple[float, float]:
         stop = request_of(self)
-        progress = Progress(f"{self.config.algorithm.key} on {self.config.backend}")
+        progress = self.display = progress_of(self)
         started = time.monotonic()
         with stop.listening():
             with patient_collector():
@@ -303,8 +305,8 @@ class Trainer:
     def _result(self, loss: float, seconds: float, path: Path, held_out: dict[str, float]) -> TrainResult:
         from aligntune.utils.device import peak_rss_bytes
 
-        metrics = {**self.state.metrics, **held_out}
-        return TrainResult(loss, self.state.step, seconds, str(path), peak_rss_bytes(), metrics, best_entry(self))
+        at, metrics = (self.state.step, seconds, str(path)), {**self.state.metrics, **held_out}
+        return TrainResult(loss, *at, peak_rss_bytes(), metrics, best_entry(self), self.state.intervals)
 
     def _build(self, stop: StopRequest, progress: Progress) -> Any:
         """The library's trainer, with every value explicit."""
@@ -370,7 +372,9 @@ class Trainer:
         """Take one row of logged values: into the state and into `metrics.jsonl`."""
         values = numbers(logs)
         self.state.metrics.update(values)
-        self._run.append_metrics({"step": step, "epoch": round(self.state.epoch, 6), **values})
+        row = {"step": step, "epoch": round(self.state.epoch, 6), **values}
+        self._run.append_metrics(row)
+        self.display.row(row)
 
     def flush(self) -> None:
         """Write what is still in memory of the run folder's files."""
@@ -380,6 +384,7 @@ class Trainer:
 
     def evaluate_now(self, step: int) -> dict[str, float]:
         """Evaluate on the run's held-out rows and tasks during training: logged, and the best value remembered."""
+        self.display.busy(f"evaluating after step {step}")
         rows = self._eval_rows()
         return finish_evaluation(self, step, evaluate_model(self, rows) if rows is not None else {})
 

@@ -336,6 +336,9 @@ class LoggingConfig:
     """Services that also get the metrics; empty sends nothing anywhere."""
     run_name: str | None = None
     """Title of the run in the report and at logging services; None takes the output folder's name."""
+    display: Literal["auto", "plain", "off"] = "auto"
+    """auto: a live view on a terminal, and elsewhere a line every 30 seconds; plain: a line for each row of the log;
+    off: nothing (ours)."""
     samples: NonNegativeInt = 4
     """Held-out answers written to `samples.jsonl` at each evaluation; 0 writes none."""
     samples_at: Annotated[list[Fraction], MinLen(1)] | None = None

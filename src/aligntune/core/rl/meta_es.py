@@ -146,7 +146,7 @@ class Search:
         p, seed = self.params, self.config.train.seed
         start = MirrorMap.load(p.mirror_path) if p.mirror_path else MirrorMap.random(seed)
         self.theta = start.flat()
-        progress = Progress("meta_es: search")
+        progress = Progress("meta_es: search", mode=self.config.logging.display)
         with _terminable():
             try:
                 for iteration in range(p.iterations):

@@ -165,7 +165,7 @@ class Round(Trainer):
         return loaded
 
     def _build(self, stop: Any, progress: Any) -> Any:
-        self.outer.stop = stop
+        self.outer.stop, self.outer.display = stop, progress
         return super()._build(stop, progress)
 
     def go(self, inside: Checkpoint | None) -> tuple[float, float]:
@@ -177,6 +177,7 @@ class Round(Trainer):
         self._train_data = replace(self._rows, dataset=datasets.Dataset.from_list(pairs))
         loss, seconds = self._loop(inside)
         self.held_out = evaluate_last(self, seconds)
+        self.outer.state.intervals = self.state.intervals
         if self.part.number < self.config.algorithm.rounds:  # type: ignore[attr-defined]
             save(self, self.part.folder)
             self._write(STATE, {"global_step": self.first_step + self.state.step, "round": self.part.number})
@@ -279,6 +280,9 @@ class _Shifted:
     def update_manifest(self, entries: dict[str, Any]) -> None:
         self._outer._tell(entries.get("notes", []))
         self._run.update_manifest({**entries, "notes": self._outer.notes})
+
+    def line_counts(self) -> dict[str, int]:
+        return dict(self._run.line_counts())
 
     def append_samples(self, rows: list[dict[str, Any]]) -> None:
         self._run.append_samples([{**row, "step": row["step"] + self._first} for row in rows])
