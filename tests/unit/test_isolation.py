@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from aligntune.core import isolation
+from aligntune.core.fingerprint import of_unsloth
 from aligntune.errors import EnvironmentError
 
 FINGERPRINT = """
@@ -134,6 +135,33 @@ def fingerprints() -> list[dict[str, object]]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("origin", "foreign"),
+    [
+        ("/envs/unsloth/lib/python3.11/site-packages/trl/trainer/utils.py", False),
+        ("/home/me/unsloth-env/lib/python3.12/site-packages/peft/peft_model.py", False),
+        ("/work/unsloth/notebook.py", False),
+        ("C:\\envs\\unsloth\\Lib\\site-packages\\trl\\trainer\\utils.py", False),
+        ("/envs/a/lib/python3.11/site-packages/unsloth/models/llama.py", True),
+        ("/usr/local/lib/python3.12/dist-packages/unsloth_zoo/patching_utils.py", True),
+        ("/tmp/aligntune-unsloth-1/cache/UnslothGRPOTrainer.py", True),
+        ("/work/unsloth_compiled_cache/moe_utils.py", True),
+        ("UnslothDPOTrainer", True),
+    ],
+)
+def test_a_folder_that_is_called_unsloth_is_not_unsloth(origin: str, foreign: bool) -> None:
+    """An environment of that name must not make every TRL run a patched one."""
+    assert of_unsloth(origin) is foreign
+
+
+def test_a_checkout_of_unsloth_is_known_by_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("unsloth")
+    module.__file__ = str(tmp_path / "unsloth" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "unsloth", module)
+    assert of_unsloth(str(tmp_path / "unsloth" / "models" / "llama.py"))
+    assert not of_unsloth(str(tmp_path / "mine" / "llama.py"))
+
+
 def test_the_fingerprint_is_the_same_in_every_process(fingerprints: list[dict[str, object]]) -> None:
     assert fingerprints[0] == fingerprints[1]
     assert fingerprints[0]["foreign"] == []
@@ -160,7 +188,12 @@ def test_replaced_code_is_found_and_refused(how: str, monkeypatch: pytest.Monkey
     import trl.trainer.sft_trainer as module
 
     space: dict[str, object] = {"__name__": "unsloth.models.rl"}
-    exec(compile("def f(self): return 1\nclass C:\n    def g(self): return 2\n", "/x/unsloth/rl.py", "exec"), space)
+    exec(
+        compile(
+            "def f(self): return 1\nclass C:\n    def g(self): return 2\n", "/x/site-packages/unsloth/rl.py", "exec"
+        ),
+        space,
+    )
     value = {"method": space["f"], "static": staticmethod(space["f"]), "property": property(space["f"])}  # type: ignore[arg-type]
     if how == "class":
         monkeypatch.setattr(module, "SFTTrainer", space["C"])

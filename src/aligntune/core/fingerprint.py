@@ -16,10 +16,12 @@ It sees code, not data: a changed default, constant or environment variable is o
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import sys
 import types
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 TRAINED_WITH = (
@@ -33,6 +35,7 @@ TRAINED_WITH = (
     "torch.utils.checkpoint", "torch.nn.attention.flex_attention", "torch.amp.",
 )  # fmt: skip
 """Beginnings of the names of the modules that are looked at, where they are loaded."""
+PACKAGES = ("unsloth", "unsloth_zoo")
 SHOWN = 400
 """Most names that a fingerprint lists; `by` counts all."""
 _GENERATED = ("<string>", "<attrs generated", "<frozen", "<torch_package", "<eval_with_key>")
@@ -50,6 +53,7 @@ class Sources:
                 if file:
                     self._modules.setdefault(file, name)
         self._codes: dict[str, set[types.CodeType] | None] = {}
+        self.of_unsloth = cache(of_unsloth)
 
     def codes(self, file: str) -> set[types.CodeType] | None:
         """All code objects of a file; None where no loaded module has it, or its source is not there."""
@@ -101,7 +105,7 @@ def fingerprint() -> dict[str, Any]:
             if culprit:
                 replaced[qualified] = culprit
                 by[culprit] = by.get(culprit, 0) + 1
-    foreign = [n for n, culprit in replaced.items() if "unsloth" in culprit.lower()]
+    foreign = [n for n, culprit in replaced.items() if sources.of_unsloth(culprit)]
     return {
         "hash": digest.hexdigest(),
         "symbols": symbols,
@@ -131,6 +135,27 @@ def _symbols(module: types.ModuleType, sources: Sources) -> Iterator[tuple[str, 
         function = _function(value)
         if function is not None and (home == name or attribute in own or _is_foreign(home)):
             yield f"{name}.{attribute}", function, ""
+
+
+def of_unsloth(origin: str) -> bool:
+    """Whether a file, or a module that has none, is Unsloth's: its package, or what it writes and compiles.
+
+    By where packages stand, not by any part of the path: an environment may well be called `unsloth`.
+
+    >>> of_unsloth("/envs/unsloth/lib/python3.11/site-packages/trl/trainer/utils.py")
+    False
+    """
+    parts = re.split(r"[\\/]", origin)
+    if parts[-1].lower().startswith("unsloth") or "unsloth_compiled_cache" in parts:
+        return True
+    places = [i for i, part in enumerate(parts) if part in ("site-packages", "dist-packages")]
+    if places and parts[places[-1] + 1] in PACKAGES:
+        return True
+    homes = [getattr(sys.modules.get(name), "__file__", None) for name in PACKAGES]
+    homes = [os.path.dirname(home) for home in homes if home]
+    if cache := os.environ.get("UNSLOTH_COMPILE_LOCATION"):
+        homes.append(cache)
+    return any(origin.startswith(home + os.sep) for home in homes)
 
 
 def _is_foreign(module: str | None) -> bool:
@@ -165,7 +190,7 @@ def _culprit(function: types.FunctionType, sources: Sources, depth: int = 0) -> 
         known = sources.codes(file)
         if known is None or code not in known:
             return file
-        if "unsloth" in file.lower():
+        if sources.of_unsloth(file):
             return file
     if depth > 3:
         return ""
