@@ -38,11 +38,14 @@ def tasked(kind: str, model: Path, folder: Path, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "grpo"])
 def test_tasks_are_measured_at_the_start_on_the_way_and_at_the_end(kind: str, tiny_model: Path, tmp_path: Path) -> None:
-    trainer = tasked(kind, tiny_model, tmp_path, evaluation__at_start=True)
+    held = runs.write_rows(tmp_path / "held.jsonl", runs.PAIRS[:5] if kind == "dpo" else runs.SFT_ROWS[:5])
+    given = {"evaluation__at_start": True, "evaluation__dataset": {"name": str(held)}, "logging__samples": 0}
+    trainer = tasked(kind, tiny_model, tmp_path, **given)
     result = trainer.train()
     out = Path(trainer.config.output_dir)
-    rows = read_lines(out / "evaluations.jsonl")
-    assert [(row["step"], row["task"]) for row in rows] == [(s, t) for s in (0, 2, 4) for t in ("text", "sums")]
+    stored = read_lines(out / "evaluations.jsonl")
+    assert [(r["step"], r["task"]) for r in stored] == [(s, t) for s in (0, 2, 4) for t in (None, "text", "sums")]
+    rows = [row for row in stored if row["task"] is not None]
     perplexity = rows[-2]["metrics"]["perplexity"]
     assert perplexity["low"] < perplexity["value"] < perplexity["high"]
     assert runs.logged(out, "eval/text/perplexity") == [r["metrics"]["perplexity"]["value"] for r in rows[::2]]
@@ -54,7 +57,19 @@ def test_tasks_are_measured_at_the_start_on_the_way_and_at_the_end(kind: str, ti
     assert last.metric("text").value == perplexity["value"]
     assert first.metric("text").value == rows[0]["metrics"]["perplexity"]["value"]
     assert len(last.tasks["sums"].items) == 6
-    assert "text/perplexity" in (out / "README.md").read_text()
+    # The held-out rows' values and the result's have intervals, except for counts.
+    counts = {"eval_rows", "eval_tokens"}
+    of_rows = stored[-3]["metrics"]
+    assert set(of_rows) - {k for k, m in of_rows.items() if m["low"] is not None} == counts & set(of_rows)
+    for name, m in of_rows.items():
+        assert m["value"] == result[name]
+        assert name in counts or m["low"] <= m["value"] <= m["high"]
+    measured = {k for k in result.metrics if k.startswith(("eval_", "eval/"))} - counts - {"eval/seconds"}
+    assert set(result.intervals) == measured
+    assert result.intervals["eval/text/perplexity"] == [perplexity["low"], perplexity["high"]]
+    assert read_manifest(out)["summary"]["intervals"] == result.intervals
+    card = (out / "README.md").read_text()
+    assert f"| text/perplexity | {perplexity['value']:.4g} | {perplexity['low']:.4g} to" in card
     # `aligntune eval` on the saved model gives the same number.
     again = build_eval_config({"model": {"name_or_path": str(out), "max_seq_length": 64}, "tasks": tasks(tmp_path)})
     assert EvalRunner(again).run().metric("text").value == pytest.approx(perplexity["value"], rel=1e-5)

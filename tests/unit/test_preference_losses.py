@@ -25,9 +25,10 @@ from aligntune.algorithms.kto import balance
 from aligntune.algorithms.reference_free import Answers
 from aligntune.core.callbacks import Progress, StopRequest
 from aligntune.core.config import build_config
-from aligntune.core.preference import auc, kto_loss
+from aligntune.core.preference import kto_loss
 from aligntune.core.rl import pairs
 from aligntune.errors import ConfigurationError, TrainingError, ValidationError
+from aligntune.eval.stats import auc_interval
 
 PAIRS = [
     {"prompt": "Say 1", "chosen": "Yes, sir.", "rejected": "no"},
@@ -455,8 +456,8 @@ def test_auc_counts_pairs() -> None:
     generator = random.Random(0)
     good, bad = ([generator.randrange(8) / 2 for _ in range(n)] for n in (13, 17))
     wins = sum((g > b) + 0.5 * (g == b) for g in good for b in bad)
-    assert auc(good, bad) == pytest.approx(wins / (13 * 17))
-    assert auc([1.0], [1.0]) == 0.5
+    assert auc_interval(good, bad).estimate == pytest.approx(wins / (13 * 17))
+    assert auc_interval([1.0], [1.0]).estimate == 0.5
 
 
 # ---- references -----------------------------------------------------------------------------------------------------

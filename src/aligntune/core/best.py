@@ -73,7 +73,7 @@ def count(trainer: Trainer, step: int, values: dict[str, float]) -> None:
     if math.isfinite(value) and (best is None or (value > best if larger else value < best)):
         state.best_name, state.best_mode = name, "max" if larger else "min"
         state.best_metric, state.best_step, state.without_gain = value, step, 0
-        state.best_values = dict(values)
+        state.best_values, state.best_intervals = dict(values), dict(state.intervals)
     else:
         state.without_gain += 1
 
@@ -132,9 +132,13 @@ def _larger(trainer: Trainer, name: str) -> bool:
     )
 
 
-def stored_directions(folder: Path) -> dict[str, bool]:
-    """The directions of the tasks' metrics that a run has measured before it was stopped."""
-    return directions(read_lines(folder / EVALUATIONS))
+def stored_evaluations(folder: Path) -> tuple[dict[str, bool], dict[int, list[dict[str, Any]]]]:
+    """What a run has measured before it was stopped: directions of the tasks' metrics, and by step the rows."""
+    rows = read_lines(folder / EVALUATIONS)
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        steps.setdefault(int(row["step"]), []).append(row)
+    return directions(rows), steps
 
 
 def best_entry(trainer: Trainer) -> dict[str, Any] | None:

@@ -18,8 +18,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligntune.core.best import count, has_value, held_out, keep_items, stored_directions
+from aligntune.core.best import count, has_value, held_out, keep_items, stored_evaluations
+from aligntune.core.held_out import renew
 from aligntune.errors import ConfigurationError, TrainingError
+from aligntune.eval.in_training import PREFIX
 from aligntune.utils.run_folder import EVALUATION
 
 if TYPE_CHECKING:
@@ -66,12 +68,14 @@ def replay(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
         trainer: the run.
         rows: its `metrics.jsonl`, cut at the checkpoint.
     """
-    trainer._directions.update(stored_directions(trainer._run.path))
+    known, steps = stored_evaluations(trainer._run.path)
+    trainer._directions.update(known)
     for row in rows:
         found = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k not in UNMEASURED}
         trainer.state.metrics.update(found)
         values = {k: v for k, v in found.items() if held_out(k)}
         if values:
+            renew(trainer.state.intervals, steps.get(int(row["step"]), []), PREFIX)
             count(trainer, int(row["step"]), values)
     kept = best_checkpoint(trainer)
     trainer.state.best_checkpoint = str(kept) if kept is not None and kept.is_dir() else None
@@ -94,6 +98,7 @@ def last_evaluation(trainer: Trainer) -> dict[str, float]:
         _restore(trainer, folder / f"step-{state.best_step}.safetensors")
         keep_items(folder / f"step-{state.best_step}", Path(trainer._run.path) / EVALUATION)
         state.metrics.update(state.best_values)
+        state.intervals.update(state.best_intervals)
         state.best_restored = True
         trainer._tell(
             [

@@ -6,34 +6,41 @@
 | preference pairs, labels | `eval_rewards/accuracies`, `eval_rewards/margins` ... (`core.preference`) |
 | prompts | `eval_reward`, `eval_rewards/<name>`, `eval_completions/mean_length` |
 
-The measures themselves live in `aligntune.eval`; this is the choice among them.
+The measures themselves live in `aligntune.eval`; this is the choice among them. Every value that is estimated from
+the rows has a 95% interval (`core.held_out`), by the methods of docs/evaluation.md.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
+from aligntune.core.held_out import HeldOut, Values, mapped_exp, ratio_of
 from aligntune.core.preference import evaluate_pairs
 from aligntune.errors import ValidationError
+from aligntune.eval.stats import Interval
 from aligntune.registry import import_attribute
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
 
 
-def evaluate_model(trainer: Trainer, prepared: Any) -> dict[str, float]:
+def evaluate_model(trainer: Trainer, prepared: Any) -> HeldOut:
     """Measure the trainer's model on prepared rows; every key starts with `eval_`."""
     schema, own = trainer.config.algorithm.data, trainer.config.algorithm.evaluator
     if own:
         measure = import_attribute(own)
     else:
-        measure = {Schema.PREFERENCE: evaluate_pairs, Schema.PROMPT: _reward}.get(schema, _likelihood)
-    return {f"eval_{name}": value for name, value in measure(trainer, prepared.dataset).items()}
+        measure = {Schema.PREFERENCE: evaluate_pairs, Schema.PROMPT: _reward}.get(schema, likelihood)
+    return HeldOut.of(measure(trainer, prepared.dataset), "eval_")
 
 
-def _likelihood(trainer: Trainer, rows: Any) -> dict[str, float]:
+def likelihood(trainer: Trainer, rows: Any) -> Values:
+    """Nats per token, perplexity, and the counts, of rows with answers or texts.
+
+    Raises:
+        ValidationError: no token counts.
+    """
     from aligntune.eval.likelihood import completion_nll
 
     scored = completion_nll(
@@ -49,11 +56,11 @@ def _likelihood(trainer: Trainer, rows: Any) -> dict[str, float]:
         raise ValidationError(
             "the held-out rows have no token to measure", hint="raise model.max_seq_length, or check the data's answers"
         )
-    nll = sum(s for s, _ in scored) / tokens
-    return {"nll": nll, "perplexity": math.exp(min(nll, 700.0)), "tokens": float(tokens), "rows": float(len(scored))}
+    nll = ratio_of([s for s, _ in scored], [float(n) for _, n in scored])
+    return {"nll": nll, "perplexity": mapped_exp(nll), "tokens": float(tokens), "rows": float(len(scored))}
 
 
-def _reward(trainer: Trainer, rows: Any) -> dict[str, float]:
+def _reward(trainer: Trainer, rows: Any) -> Values:
     from aligntune.eval import BaseEvaluator, EvalSettings
 
     e, seed = trainer.config.evaluation, trainer.config.train.seed
@@ -65,9 +72,11 @@ def _reward(trainer: Trainer, rows: Any) -> dict[str, float]:
         num_samples=getattr(trainer.config.algorithm, "num_generations_eval", 1),
     )
     evaluator = BaseEvaluator(trainer.model, trainer.tokenizer, seed=seed, rewards=trainer.rewards)
-    values = evaluator.evaluate(rows, "reward", settings)
-    values["completions/mean_length"] = values.pop("tokens")  # TRL's name for it
-    values["completions/terminated"] = values.pop("finished")
+    told = {"tokens": "completions/mean_length", "finished": "completions/terminated"}  # TRL's names
+    values: dict[str, float | Interval] = {}
+    for name, m in evaluator.run("reward", rows, settings).metrics.items():
+        if m.value is not None:
+            values[told.get(name, name)] = Interval(m.value, m.low, m.high, m.n, m.method, m.confidence)
     return {**values, "rows": float(len(rows))}
 
 

@@ -11,7 +11,10 @@
 answers. The implicit reward is `Preference.implicit_reward`; log-probabilities are those of TRL's trainers (same
 tokens, cut at the same length), summed in fp64. TRL's per-batch means are not used: they change with the batch size.
 
->>> auc([2.0, 0.5], [1.0])
+Intervals are Wilson's for shares and Student's t for means; `rewards/auc` has DeLong's. KTO's loss has none, because
+its baseline is estimated from the same rows.
+
+>>> auc_interval([2.0, 0.5], [1.0]).estimate
 0.5
 """
 
@@ -25,12 +28,14 @@ from typing import TYPE_CHECKING, Any
 from aligntune.algorithms.dpo import DPO
 from aligntune.algorithms.kto import KTO
 from aligntune.algorithms.preference import Preference, Referenced, Scored
+from aligntune.core.held_out import Values, clipped, mean_of
+from aligntune.eval.stats import Interval, auc_interval, welch_interval, wilson_interval
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
 
 
-def evaluate_pairs(trainer: Trainer, rows: Any) -> dict[str, float]:
+def evaluate_pairs(trainer: Trainer, rows: Any) -> Values:
     """Measures of rows with `prompt`, `chosen` and `rejected`."""
     from aligntune.eval.likelihood import preference_logprobs
 
@@ -52,16 +57,17 @@ def evaluate_pairs(trainer: Trainer, rows: Any) -> dict[str, float]:
         other = [getattr(b, side)[0] for b in base] if base else [0.0] * len(own)
         sides[side] = [(logp, max(n, 1), ref) for (logp, n), ref in zip(own, other, strict=True)]
     good, bad = ([params.implicit_reward(*s) for s in sides[side]] for side in ("chosen", "rejected"))
-    loss = params.held_out_loss(sides["chosen"], sides["rejected"])
+    losses = [params.held_out_loss([c], [r]) for c, r in zip(sides["chosen"], sides["rejected"], strict=True)]
     return {
-        **({} if loss is None else {"loss": loss}),
-        "rewards/accuracies": sum(a > b for a, b in zip(good, bad, strict=True)) / len(pairs),
+        **({} if None in losses else {"loss": mean_of(losses)}),
+        "rewards/accuracies": wilson_interval(sum(a > b for a, b in zip(good, bad, strict=True)), len(pairs)),
         **_means(good, bad),
+        "rewards/margins": mean_of([a - b for a, b in zip(good, bad, strict=True)]),  # the sides are paired
         "rows": float(len(pairs)),
     }
 
 
-def evaluate_unpaired(trainer: Trainer, rows: Any) -> dict[str, float]:
+def evaluate_unpaired(trainer: Trainer, rows: Any) -> Values:
     """Measures of rows with `prompt`, `completion`, `label` and, where pairs were taken apart, `pair`."""
     params: Any = trainer.config.algorithm
     table = list(rows)
@@ -75,12 +81,13 @@ def evaluate_unpaired(trainer: Trainer, rows: Any) -> dict[str, float]:
     rewards = [params.beta * r for r in ratios[: len(table)]]
     good = [r for r, row in zip(rewards, table, strict=True) if row["label"]]
     bad = [r for r, row in zip(rewards, table, strict=True) if not row["label"]]
-    values: dict[str, float] = {"rows": float(len(table)), **_means(good, bad)}
+    values: dict[str, float | Interval] = {"rows": float(len(table)), **_means(good, bad)}
     if good and bad:
-        values["rewards/auc"] = auc(good, bad)
+        values["rewards/auc"] = auc_interval(good, bad)
     if with_baseline:
-        values["kl"] = max(sum(ratios[len(table) :]) / len(table), 0.0)
-        values["loss"] = kto_loss(good, bad, params.beta * values["kl"], params) / len(table)
+        kl = clipped(mean_of(ratios[len(table) :]), 0.0)
+        values["kl"] = kl
+        values["loss"] = kto_loss(good, bad, params.beta * kl.estimate, params) / len(table)
     accuracy = _pair_accuracy(rewards, table)
     return values if accuracy is None else {**values, "rewards/accuracies": accuracy}
 
@@ -92,40 +99,26 @@ def kto_loss(good: Sequence[float], bad: Sequence[float], baseline: float, param
     return sum(losses_good) + sum(losses_bad)
 
 
-def auc(good: Sequence[float], bad: Sequence[float]) -> float:
-    """The share of (desirable, undesirable) pairs in which the first has the larger reward; ties count half."""
-    order = sorted([(r, 1) for r in good] + [(r, 0) for r in bad])
-    wins, below, at = 0.0, 0, 0
-    while at < len(order):
-        end = at
-        while end < len(order) and order[end][0] == order[at][0]:
-            end += 1
-        ups = sum(kind for _, kind in order[at:end])
-        downs = end - at - ups
-        wins += ups * (below + downs / 2)
-        below, at = below + downs, end
-    return wins / (len(good) * len(bad))
-
-
-def _means(good: Sequence[float], bad: Sequence[float]) -> dict[str, float]:
+def _means(good: Sequence[float], bad: Sequence[float]) -> dict[str, Interval]:
+    """Means of both sides and their difference (Welch's interval, since labelled answers are not paired)."""
     values = {}
     if good:
-        values["rewards/chosen"] = sum(good) / len(good)
+        values["rewards/chosen"] = mean_of(good)
     if bad:
-        values["rewards/rejected"] = sum(bad) / len(bad)
+        values["rewards/rejected"] = mean_of(bad)
     if good and bad:
-        values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+        values["rewards/margins"] = welch_interval(good, bad)
     return values
 
 
-def _pair_accuracy(rewards: Sequence[float], table: Sequence[dict[str, Any]]) -> float | None:
+def _pair_accuracy(rewards: Sequence[float], table: Sequence[dict[str, Any]]) -> Interval | None:
     """The share of pairs whose desirable answer has the larger reward; None where there are no pairs."""
     sides: dict[str, dict[bool, float]] = {}
     for reward, row in zip(rewards, table, strict=True):
         if row.get("pair") is not None:
             sides.setdefault(row["pair"], {})[row["label"]] = reward
     whole = [side for side in sides.values() if len(side) == 2]
-    return sum(side[True] > side[False] for side in whole) / len(whole) if whole else None
+    return wilson_interval(sum(side[True] > side[False] for side in whole), len(whole)) if whole else None
 
 
 def _logps(trainer: Trainer, model: Any, rows: list[dict[str, Any]]) -> list[float]:

@@ -85,8 +85,12 @@ def model_card(trainer: Trainer) -> str:
         "`config.resolved.yaml` repeats the run; `manifest.json` names the versions, data hashes and hardware.",
     ]
     if measured:
-        lines += ["", "| held-out measure | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.4g} |" for name, value in measured.items()]
+        intervals = {
+            k.removeprefix("eval_").removeprefix("eval/"): f"{low:.4g} to {high:.4g}"
+            for k, (low, high) in trainer.state.intervals.items()
+        }
+        lines += ["", "| held-out measure | value | 95% interval |", "|---|---|---|"]
+        lines += [f"| {name} | {value:.4g} | {intervals.get(name, '')} |" for name, value in measured.items()]
     return "\n".join(lines) + "\n"
 
 

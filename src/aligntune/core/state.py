@@ -25,7 +25,9 @@ class TrainingState:
         best_restored: whether the model has the weights of `best_step` again.
         checkpoint_path: the newest checkpoint.
         metrics: the newest logged values, by TRL's names.
+        intervals: the newest 95% intervals, [low, high], of held-out and task values that have one.
         best_values: all values of the best evaluation.
+        best_intervals: their intervals.
         evaluated_step: the step of the newest evaluation.
         without_gain: evaluations since the best one.
         evaluation_seconds: what `evaluation.tasks` took in this process.
@@ -46,6 +48,8 @@ class TrainingState:
     best_checkpoint: str | None = None
     best_restored: bool = False
     evaluation_seconds: float = 0.0
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    best_intervals: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class TrainResult(Mapping[str, Any]):
         model_path: where the model was saved.
         peak_memory: most resident memory of the process in bytes.
         metrics: last training values, and evaluation's with the prefix `eval_` (held-out rows) or `eval/` (tasks).
+        intervals: 95% intervals, [low, high], of evaluation's values, by the same names (docs/evaluation.md says which
+            have none, and why).
         best: metric, mode, value, step, checkpoint and model of the best evaluation; None without evaluations.
         peak_gpu_memory: most memory that PyTorch held on this process's GPUs, in bytes; None without one.
     """
@@ -70,6 +76,7 @@ class TrainResult(Mapping[str, Any]):
     peak_memory: int
     metrics: dict[str, float]
     best: dict[str, Any] | None = None
+    intervals: dict[str, list[float]] = field(default_factory=dict)
     peak_gpu_memory: int | None = field(default_factory=peak_gpu_bytes)
 
     def __getitem__(self, key: str) -> Any:

@@ -11,6 +11,9 @@ once (macro) or by its gold rows (weighted). A ratio over nothing is 0. `nll` is
 >>> label_scores(["a", "a", "b"], ["a", "b", "b"])["accuracy"]
 0.6666666666666666
 
+In training's evaluations accuracy, `nll`, the macro F1 and the entities' three scores have intervals (shares by Wilson,
+of tags by sentence, F1 by a bootstrap); the values of single labels have theirs in the details of the evaluation kinds.
+
 A word that was cut off, or has no token, counts as predicted O (or as wrong, where there is no O): a shorter limit
 cannot raise a score. Calibration and thresholds are not here.
 """
@@ -21,9 +24,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from aligntune.core.held_out import mean_of, ratio_of
 from aligntune.data.encoding import IGNORED
 from aligntune.eval.entities import OUTSIDE, averages, entity_scores, marks_entities, prf
 from aligntune.eval.generation import evaluating
+from aligntune.eval.metrics.base import Metric
+from aligntune.eval.metrics.entities import EntityF1Metric
+from aligntune.eval.metrics.labels import MacroF1Metric, TagAccuracyMetric, labels_in
+from aligntune.eval.stats import Interval, wilson_interval
+
+RESAMPLES = 400
+"""Of an F1's interval in training, where an evaluation should take little time."""
 
 
 def label_scores(gold: Sequence[str], predicted: Sequence[str | None]) -> dict[str, float]:
@@ -98,29 +109,64 @@ def _batches(ids: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def evaluate_texts(trainer: Any, rows: Any) -> dict[str, float]:
+def evaluate_texts(trainer: Any, rows: Any) -> dict[str, float | Interval]:
     """Scores of the run's model on encoded held-out texts."""
     labels, columns = trainer.labels, rows.to_dict()
     logps = _logps(trainer, columns["input_ids"])
     gold = columns["labels"]
-    nll = -sum(float(row[number]) for row, number in zip(logps, gold, strict=True)) / len(gold)
+    nll = mean_of([-float(row[number]) for row, number in zip(logps, gold, strict=True)])
     names = labels.names
-    scores = label_scores([names[i] for i in gold], [names[int(row.argmax())] for row in logps])
-    return {**scores, "nll": nll, "rows": float(len(gold))}
+    true, guess = [names[i] for i in gold], [names[int(row.argmax())] for row in logps]
+    items = [{"reference": a, "prediction": b} for a, b in zip(true, guess, strict=True)]
+    right = sum(a == b for a, b in zip(true, guess, strict=True))
+    return {
+        **_with_intervals(label_scores(true, guess), items, [MacroF1Metric({*true, *guess}, resamples=RESAMPLES)]),
+        "accuracy": wilson_interval(right, len(true)),
+        "nll": nll,
+        "rows": float(len(gold)),
+    }
 
 
-def evaluate_tokens(trainer: Any, rows: Any) -> dict[str, float]:
+def evaluate_tokens(trainer: Any, rows: Any) -> dict[str, float | Interval]:
     """Scores of the run's model on encoded held-out sentences."""
     labels, columns = trainer.labels, rows.to_dict()
     logps = _logps(trainer, columns["input_ids"])
-    total, count = 0.0, 0
+    totals, counts = [], []
     for row, numbers in zip(logps, columns["labels"], strict=True):
-        for at, number in enumerate(numbers):
-            if number != IGNORED:
-                total, count = total - float(row[at, number]), count + 1
+        counted = [-float(row[at, number]) for at, number in enumerate(numbers) if number != IGNORED]
+        totals.append(sum(counted))
+        counts.append(float(len(counted)))
     predicted = [word_tags(row, at, labels.names) for row, at in zip(logps, columns["positions"], strict=True)]
     gold = [[labels.names[labels.id(tag)] for tag in tags] for tags in columns["tags"]]
-    return {**tag_scores(gold, predicted, labels.names), "nll": total / count, "rows": float(len(gold))}
+    entities = marks_entities(labels.names)
+    nothing = OUTSIDE if entities else None
+    items: list[dict[str, Any]] = [
+        {"tags": a, "predicted_tags": [nothing if tag is None else tag for tag in b], "words": len(a)}
+        for a, b in zip(gold, predicted, strict=True)
+    ]
+    if entities:
+        metrics: list[Metric] = [EntityF1Metric(m, m, resamples=RESAMPLES) for m in ("f1", "precision", "recall")]
+    else:
+        known = labels_in(items, "tags", "predicted_tags")
+        metrics = [MacroF1Metric(known, "tags", "predicted_tags", resamples=RESAMPLES)]
+    scores = tag_scores(gold, predicted, labels.names)
+    return {
+        **_with_intervals(scores, items, [TagAccuracyMetric(), *metrics]),
+        "nll": ratio_of(totals, counts),
+        "rows": float(len(gold)),
+    }
+
+
+def _with_intervals(
+    scores: dict[str, float], items: list[dict[str, Any]], metrics: list[Metric]
+) -> dict[str, float | Interval]:
+    """The scores, with the intervals of those that a metric measures too."""
+    found: dict[str, float | Interval] = dict(scores)
+    for metric in metrics:
+        m = metric.compute(items)
+        if m.value is not None and metric.name in scores:
+            found[metric.name] = Interval(scores[metric.name], m.low, m.high, m.n, m.method, m.confidence)
+    return found
 
 
 def word_tags(logps: Any, positions: Sequence[int], names: Sequence[str]) -> list[str | None]:

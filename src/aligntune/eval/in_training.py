@@ -168,5 +168,6 @@ def directions(rows: list[dict[str, Any]]) -> dict[str, bool]:
     return {
         f"{PREFIX}{row['task']}/{name}": bool(metric["higher_is_better"])
         for row in rows
+        if row["task"] is not None  # the held-out rows' values have theirs in `core.best`
         for name, metric in row["metrics"].items()
     }

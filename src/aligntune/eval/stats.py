@@ -17,6 +17,7 @@ It does not correct for multiple comparisons, and "the interval contains zero" d
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -120,6 +121,59 @@ def proportion_or_mean(values: Sequence[float], confidence: float = 0.95) -> Int
     if _binary(xs):
         return wilson_interval(sum(xs), len(xs), confidence)
     return mean_interval(xs, confidence)
+
+
+def welch_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval:
+    """mean(a) - mean(b) of two independent samples (Welch 1947); no bounds where one has a single value, or no spread.
+
+    Raises:
+        ValidationError: no values.
+    """
+    _check_confidence(confidence)
+    means = [sum(xs) / len(xs) for xs in (a, b)] if a and b else _finite([])
+    gap, n = means[0] - means[1], len(a) + len(b)
+    if min(len(a), len(b)) < 2 or not all(map(math.isfinite, (*a, *b))):
+        return Interval(gap, None, None, n, "welch", confidence)
+    parts = [_sd(list(xs), mean) ** 2 / len(xs) for xs, mean in zip((a, b), means, strict=True)]
+    if not sum(parts):
+        return Interval(gap, None, None, n, "welch", confidence)
+    df = sum(parts) ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1))
+    df = max(df, min(len(a), len(b)) - 1)  # its lower limit, which rounding may miss
+    half = t_quantile(0.5 + confidence / 2, df) * math.sqrt(sum(parts))
+    return Interval(gap, gap - half, gap + half, n, "welch", confidence)
+
+
+def auc_interval(good: Sequence[float], bad: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The chance that one of `good` is larger than one of `bad`, ties counting half, with DeLong's interval.
+
+    Var = var_i(share of `bad` below good_i) / m + var_j(share of `good` above bad_j) / n (DeLong, DeLong and
+    Clarke-Pearson 1988, Biometrics 44:837), on the logit scale, which keeps the bounds in (0, 1) (Pepe 2003, section
+    5.2). No bounds where a side has a single value, or where the sides do not overlap: the variance is unknown then.
+
+    Raises:
+        ValidationError: a side without values.
+    """
+    _check_confidence(confidence)
+    if not good or not bad:
+        _finite([])
+    m, n = len(good), len(bad)
+    if any(map(math.isnan, (*good, *bad))):
+        return Interval(math.nan, None, None, m + n, "delong", confidence)
+    wins = _shares_below(good, bad)
+    losses = _shares_below(bad, good)
+    value = math.fsum(wins) / m
+    if min(m, n) < 2 or not 0 < value < 1 or not all(map(math.isfinite, (*good, *bad))):
+        return Interval(value, None, None, m + n, "delong", confidence)
+    variance = _sd(wins, value) ** 2 / m + _sd(losses, 1 - value) ** 2 / n
+    half = _z(confidence) * math.sqrt(variance) / (value * (1 - value))
+    low, high = (1 / (1 + (1 - value) / value * math.exp(-half * sign)) for sign in (-1, 1))
+    return Interval(value, low, high, m + n, "delong", confidence)
+
+
+def _shares_below(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
+    """For each x the share of `ys` below it, ties counting half."""
+    ordered = sorted(ys)
+    return [(bisect_left(ordered, x) + bisect_right(ordered, x)) / (2 * len(ordered)) for x in xs]
 
 
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], confidence: float = 0.95) -> Interval:

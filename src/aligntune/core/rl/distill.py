@@ -16,6 +16,7 @@ import random
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from aligntune.core.held_out import Values, ratio_of
 from aligntune.errors import TrainingError, ValidationError
 
 if TYPE_CHECKING:
@@ -209,11 +210,11 @@ def distilling(base: type) -> type:
     return Distilling
 
 
-def measure(trainer: Trainer, rows: Any) -> dict[str, float]:
+def measure(trainer: Trainer, rows: Any) -> Values:
     """Held-out values: the divergence from the teacher on the data's answers, per token, and what SFT measures."""
     import torch
 
-    from aligntune.core.evaluation import _likelihood as likelihood
+    from aligntune.core.evaluation import likelihood
     from aligntune.eval.generation import evaluating
     from aligntune.eval.likelihood import encode_row, length_limit
 
@@ -222,7 +223,9 @@ def measure(trainer: Trainer, rows: Any) -> dict[str, float]:
     model, pad = trainer.model, trainer.tokenizer.pad_token_id
     limit = length_limit(model, trainer.config.model.max_seq_length)
     encoded = [encode_row(trainer.tokenizer, row) for row in rows]
-    total, tokens, size = 0.0, 0, trainer.config.evaluation.batch_size
+    totals: list[float] = []
+    tokens: list[float] = []
+    size = trainer.config.evaluation.batch_size
     device = next(model.parameters()).device
     with evaluating(model):
         for start in range(0, len(encoded), size):
@@ -233,6 +236,8 @@ def measure(trainer: Trainer, rows: Any) -> dict[str, float]:
             mask = torch.tensor([list(c) + [False] * (width - len(c)) for _, c in part], device=device)[:, 1:].bool()
             given = {"input_ids": ids, "attention_mask": seen, "use_cache": False}
             pair = common(model(**given).logits[:, :-1][mask], teacher(**given).logits[:, :-1][mask])
-            total += float(divergence(*pair, params.beta, params.temperature).double().sum())
-            tokens += int(mask.sum())
-    return {**likelihood(trainer, rows), "divergence": total / max(tokens, 1)}
+            each = divergence(*pair, params.beta, params.temperature).double().cpu()
+            counts = mask.sum(dim=1).tolist()
+            totals += [float(row.sum()) for row in each.split(counts)]
+            tokens += map(float, counts)
+    return {**likelihood(trainer, rows), "divergence": ratio_of(totals, tokens)}

@@ -13,10 +13,11 @@ Items carry `confidence` in [0, 1] and `correct`, 0 or 1.
 ECE is biased upwards: with few items even a perfectly calibrated model has an ECE above 0, so `expected_if_calibrated`
 gives what such a model would show with the same confidences. For the same reason a bootstrap never covers a true value
 near 0. The interval therefore joins that of the bootstrap over items with an inverted test: the gaps of the bins are
-multiplied by s from 0 (calibrated) upwards, outcomes are drawn, and those s stay under which the observed ECE is not
-among the 2.5% smallest or largest. An interval that reaches 0 says that the model may be calibrated. ECE
-says nothing about being right: a model that answers
-with the base rate is calibrated.
+multiplied by s from 0 (calibrated) upwards and outcomes are drawn. The lower bound is the smallest true value under
+which the observed ECE is not among the 2.5% largest, the upper bound the largest under which it is not among the 2.5%
+smallest (each bound inverts a test of one side: Lehmann and Romano 2005, section 3.5). An interval that reaches 0 says
+that the model may be calibrated. ECE says nothing about being right: a model that answers with the base rate is
+calibrated.
 """
 
 from __future__ import annotations
@@ -138,22 +139,26 @@ class CalibrationMetric(Metric):
         return found
 
     def _inverted(self, table: Any, confidence: float) -> tuple[float, float]:
-        """The smallest and the largest true value under which the observed one is no surprise."""
+        """The smallest true value under which the observed one is not too large, the largest where not too small."""
         import numpy as np
 
         found = _bins(table, self.bins, self.measure == "adaptive_ece")
         n, sure, right = (np.array([getattr(b, key) for b in found]) for key in ("n", "confidence", "accuracy"))
         observed = float((n * abs(right - sure)).sum() / n.sum())
         rng = np.random.default_rng(self.seed)
-        kept = [observed]
+        lows, highs = [observed], [observed]
         for factor in np.linspace(0, 2, FACTORS):
             p = np.clip(sure + factor * (right - sure), 0, 1)
             drawn = rng.binomial(n, p, (min(self.resamples, FACTOR_DRAWS), len(n))) / n
             values = (n * abs(drawn - sure)).sum(axis=1) / n.sum()
             low, high = np.quantile(values, [0.5 - confidence / 2, 0.5 + confidence / 2])
-            if low <= observed <= high:
-                kept.append(float((n * abs(p - sure)).sum() / n.sum()))
-        return min(kept), max(kept)
+            true = float((n * abs(p - sure)).sum() / n.sum())
+            # A test of both sides would exclude 0 for a model whose ECE is smaller than chance makes it.
+            if observed <= high:
+                lows.append(true)
+            if observed >= low:
+                highs.append(true)
+        return min(lows), max(highs)
 
     def _error(self, table: Any) -> float:
         if self.measure == "brier":

@@ -8,7 +8,8 @@ it adds nothing and leaves nothing out.
 0.4840769841801067
 
 Held out: `rewards/accuracies` (a tie counts one half), `rewards/margins` and `loss`; for distillation `mse` (of
-standardised scores) and `spearman` in place of the loss.
+standardised scores) and `spearman` in place of the loss. Intervals take prompts as independent, not answers; the loss,
+which adds a term over the whole part, has none.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from aligntune.core.held_out import Values, ratio_of
 from aligntune.data.messages import plain_completion, plain_prompt
 from aligntune.errors import TrainingError
+from aligntune.eval.stats import Interval
 from aligntune.rewards.builtin.reward_model import RewardModelReward
-from aligntune.rewards.training.dataset import Message, RewardModelDataset
+from aligntune.rewards.training.dataset import Message, RewardModelDataset, prompt_key
 
 
 def written(prompt: Sequence[Message], text: str, tokenizer: Any) -> tuple[Any, str]:
@@ -179,11 +182,12 @@ def score_answers(reward: RewardModelReward, items: Sequence[tuple[Sequence[Mess
     return reward.logits([text for _, text in rows], [prompt for prompt, _ in rows])
 
 
-def evaluate(trainer: Any, data: RewardModelDataset) -> dict[str, float]:
+def evaluate(trainer: Any, data: RewardModelDataset) -> Values:
     """The measures of held-out pairs and scores, of a `RewardModelTrainer`."""
-    from aligntune.rewards.training.measures import spearman
+    from aligntune.rewards.training.measures import correlation_interval, proportion
 
-    params, values = trainer.config.objective, {}
+    params = trainer.config.objective
+    values: dict[str, float | Interval] = {}
     batch = trainer.config.evaluation.batch_size
     with scoring(trainer.model, trainer.tokenizer, limit=trainer.limit, batch_size=batch) as reward:
         pairs = score_answers(reward, [(p.prompt, t) for p in data.pairs for t in (p.chosen, p.rejected)])
@@ -191,9 +195,10 @@ def evaluate(trainer: Any, data: RewardModelDataset) -> dict[str, float]:
     if pairs:
         good, bad = pairs[::2], pairs[1::2]
         wins = [0.5 if a == b else float(a > b) for a, b in zip(good, bad, strict=True)]
+        prompts = [prompt_key(p.prompt) for p in data.pairs]  # pairs of one prompt are not independent
         values = {
-            "rewards/accuracies": sum(wins) / len(wins),
-            "rewards/margins": math.fsum(a - b for a, b in zip(good, bad, strict=True)) / len(wins),
+            "rewards/accuracies": proportion(wins, prompts),
+            "rewards/margins": _by_prompt([a - b for a, b in zip(good, bad, strict=True)], prompts),
             "pairs": float(len(wins)),
         }
     if params.key == "bradley_terry" and pairs:
@@ -205,7 +210,16 @@ def evaluate(trainer: Any, data: RewardModelDataset) -> dict[str, float]:
     if texts:
         mean, std = trainer.standard
         gold = [(t.score - mean) / std for t in data.texts]
-        values["mse"] = math.fsum((a - b) ** 2 for a, b in zip(texts, gold, strict=True)) / len(gold)
-        rank = spearman(texts, gold)
+        asked = [prompt_key(t.prompt) for t in data.texts]
+        values["mse"] = _by_prompt([(a - b) ** 2 for a, b in zip(texts, gold, strict=True)], asked)
+        rank = correlation_interval(texts, gold, asked, kind="spearman")
         values |= {"texts": float(len(texts)), **({} if rank is None else {"spearman": rank})}
     return values
+
+
+def _by_prompt(values: Sequence[float], prompts: Sequence[str]) -> Interval:
+    """The mean with an interval that takes each prompt as one draw."""
+    from aligntune.rewards.training.measures import grouped
+
+    sums = grouped(values, prompts).values()
+    return ratio_of([total for _, total in sums], [float(n) for n, _ in sums])
