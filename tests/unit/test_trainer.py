@@ -53,7 +53,8 @@ def test_the_fields_of_state_and_result() -> None:
     result = TrainResult(0.5, 3, 1.0, "out", 10, {"reward": 2.0})
     assert dict(result) == {
         "final_loss": 0.5, "total_steps": 3, "training_time": 1.0, "model_path": "out", "peak_memory": 10,
-        "metrics": {"reward": 2.0}, "reward": 2.0, "best": None, "peak_gpu_memory": None,
+        "metrics": {"reward": 2.0}, "reward": 2.0, "best": None, "intervals": {},
+        "peak_gpu_memory": None,
     }  # fmt: skip
     assert result["reward"] == 2.0
     with pytest.raises(KeyError):
