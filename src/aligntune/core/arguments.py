@@ -6,6 +6,7 @@ true where nothing is left to them. The result is plain data, which `--dry-run` 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from aligntune.core.config.root import RunConfig
@@ -49,7 +50,7 @@ def common_arguments(config: RunConfig, *, device: str, precision: str, output_d
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # a NaN loss must be seen, not averaged away
         "report_to": list(config.logging.report_to) or "none",
-        "run_name": config.logging.run_name,
+        "run_name": config.logging.run_name or Path(config.output_dir).name,
         "eval_strategy": "no",  # evaluation is ours: token-weighted, and the same for every algorithm
         "dataloader_num_workers": t.dataloader_workers,
         "dataloader_pin_memory": device == "cuda",

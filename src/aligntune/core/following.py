@@ -1,7 +1,8 @@
-"""What follows a run while the library trains it: the order of its data, and its health.
+"""What follows a run while the library trains it: the order of its data, its health, its report, logging services.
 
 `follow(hf, trainer)` puts one callback behind the run's own. It writes `order.jsonl`, hands each row of the log to the
-health monitor, writes what that finds to `events.jsonl`, tells it once, and does what `health.action` says.
+health monitor, writes what that finds to `events.jsonl`, tells it once, and does what `health.action` says. The report
+is drawn again from time to time (`core.refreshing`), and the services of `logging.report_to` are opened.
 
 >>> follow(hf, trainer)
 
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.core.order import DataOrder
 from aligntune.core.recording import warn
+from aligntune.core.refreshing import LiveReport
+from aligntune.core.services import attach_services
 from aligntune.core.timing import time_saving
 from aligntune.errors import TrainingError
 from aligntune.utils.files import append_line, read_lines
@@ -124,8 +127,9 @@ def follow(hf: Any, trainer: Trainer) -> Follower:
     """Let a follower look on at the loop of `hf`."""
     from transformers import TrainerCallback
 
-    follower = Follower(hf, trainer)
+    follower, report = Follower(hf, trainer), LiveReport(trainer)
     time_saving(trainer, hf)
+    attach_services(hf, trainer)
     trainer._run.observer = follower.row
 
     class FollowCallback(TrainerCallback):  # type: ignore[misc]
@@ -140,6 +144,7 @@ def follow(hf: Any, trainer: Trainer) -> Follower:
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             follower.mark()
             follower.act(state, control)
+            report.refresh()
             return control
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:

@@ -164,6 +164,24 @@ def _note_repetition(run: Trainer, texts: list[str]) -> None:
         metrics["train"]["completions/repetition"].append(found)
 
 
+def note_end(run: Trainer, error: BaseException | None) -> None:
+    """Leave a true status in the manifest, and nothing in memory, however the run ended."""
+    from aligntune.core.rows import write_skipped
+    from aligntune.core.services import ROW_SECONDS, SAVE_SECONDS
+
+    write_held(run)
+    if any(source.streaming for source in run.config.sources):  # known only now
+        write_skipped(run)
+    if isinstance(error, KeyboardInterrupt):
+        run.state.status = "interrupted"
+        run._run.mark_interrupted()
+    elif error is not None:
+        run.state.status = "failed"
+        run._run.mark_failed(error)
+    if run.services is not None:
+        run.services.close(SAVE_SECONDS if error is None else ROW_SECONDS)
+
+
 def write_held(run: Trainer) -> None:
     """Write the rows that still wait for an advantage, as they are."""
     held = getattr(run._hf, "held", None)

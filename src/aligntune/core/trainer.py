@@ -28,16 +28,19 @@ from aligntune.core.config.io import parse_section
 from aligntune.core.config.root import RunConfig
 from aligntune.core.config.sections import DatasetConfig
 from aligntune.core.durable import durable, keeps_window
+from aligntune.core.early_stopping import drop_best
 from aligntune.core.evaluation import evaluate_model, sample_answers
 from aligntune.core.exhaustion import guarded
 from aligntune.core.isolation import no_telemetry
 from aligntune.core.live import Progress, progress_of
 from aligntune.core.measuring import evaluate_last, finish_evaluation, prepare_tasks
 from aligntune.core.pretokenised import taking_tokens
-from aligntune.core.recording import record_rollouts, warn, write_header, write_held
+from aligntune.core.recording import note_end, record_rollouts, warn, write_header, write_held
+from aligntune.core.refreshing import draw_report
 from aligntune.core.resuming import begin, find_start
 from aligntune.core.rows import write_skipped
 from aligntune.core.saving import Checkpoint
+from aligntune.core.services import Services, held_back
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.core.stopping import StopRequest, request_of
 from aligntune.core.timing import phased
@@ -50,7 +53,6 @@ from aligntune.utils.logging import get_logger, quiet_libraries
 from aligntune.utils.quantization import kept_adapters
 
 log = get_logger(__name__)
-REPORT = "aligntune.report:build_report"  # a lazy name, because the report stands in a higher layer
 
 
 @phased
@@ -95,6 +97,7 @@ class Trainer:
         self.stop = StopRequest()
         self.batch_changes: list[dict[str, Any]] = []
         self.display = Progress("", mode="off")
+        self.services: Services | None = None
 
     def _load(self) -> Any:
         if self._loaded is None:
@@ -240,15 +243,7 @@ class Trainer:
                 yield
 
     def _note_end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        write_held(self)
-        if any(source.streaming for source in self.config.sources):  # known only now
-            write_skipped(self)
-        if isinstance(error, KeyboardInterrupt):
-            self.state.status = "interrupted"
-            self._run.mark_interrupted()
-        elif error is not None:
-            self.state.status = "failed"
-            self._run.mark_failed(error)
+        note_end(self, error)
 
     def _fit(self, checkpoint: Checkpoint | None) -> TrainResult:
         loss, seconds = self._loop(checkpoint)
@@ -259,7 +254,8 @@ class Trainer:
         self._run.update_manifest({"best": result.best, "notes": self.notes})
         self.state.status = "finished"
         self._run.mark_finished(result.to_dict())
-        self._write_report()
+        drop_best(self)
+        draw_report(self)
         return result
 
     def _loop(self, checkpoint: Checkpoint | None) -> tuple[float, float]:
@@ -343,7 +339,7 @@ class Trainer:
         kind = params.trainer_type(self.backend.trainer_class(params))
         if tokens is not None:
             kind = taking_tokens(kind)
-        with kept_adapters(loaded.model, self.config.model.quantization is not None):
+        with kept_adapters(loaded.model, self.config.model.quantization is not None), held_back(args):
             own = params.trainer_kwargs(self)
             hf = durable(kind)(**kwargs, **own)
         hf.owner, self.stop = self, stop
@@ -375,6 +371,8 @@ class Trainer:
         row = {"step": step, "epoch": round(self.state.epoch, 6), **values}
         self._run.append_metrics(row)
         self.display.row(row)
+        if self.services is not None:
+            self.services.row(step, values)
 
     def flush(self) -> None:
         """Write what is still in memory of the run folder's files."""
@@ -390,10 +388,6 @@ class Trainer:
 
     def _samples(self, prepared: Any, count: int) -> list[dict[str, Any]]:
         return sample_answers(self, prepared, count)
-
-    def _write_report(self) -> None:
-        if self._run.leads:
-            import_attribute(REPORT)(self._run.path)
 
     @property
     def resume_hint(self) -> str:

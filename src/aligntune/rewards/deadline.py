@@ -30,9 +30,9 @@ class DeadlineExceeded(Exception):
 
 
 class _Job:
-    def __init__(self, fn: Callable[[], Any]) -> None:
+    def __init__(self, fn: Callable[[], Any], context: contextvars.Context | None = None) -> None:
         self.fn = fn
-        self.context = contextvars.copy_context()
+        self.context = contextvars.copy_context() if context is None else context
         self.done = threading.Event()
         self.value: Any = None
         self.error: BaseException | None = None
@@ -74,9 +74,15 @@ def started(fn: Callable[[], Any]) -> Callable[[], Any]:
 
 
 class Guard:
-    """One waiting thread, replaced when a call overruns. Use one guard per reward; calls come one at a time."""
+    """One waiting thread, replaced when a call overruns. Use one guard per reward; calls come one at a time.
 
-    def __init__(self) -> None:
+    Args:
+        context: the context that every call runs in, which keeps what a call has set; None takes a copy of the caller's
+            for each.
+    """
+
+    def __init__(self, context: contextvars.Context | None = None) -> None:
+        self._context = context
         self._thread: _Thread | None = None
         self._abandoned: list[_Thread] = []
         self._pid = os.getpid()
@@ -98,7 +104,7 @@ class Guard:
         if self._thread is None:
             self._thread = _Thread()
             self._thread.start()
-        job = _Job(fn)
+        job = _Job(fn, self._context)
         self._thread.jobs.put(job)
         if not job.done.wait(deadline):
             self._thread.jobs.put(None)  # the thread ends as soon as the overrun call returns

@@ -158,6 +158,8 @@ class RunFolder:
         fresh = {"status": "running", "started_at": _now(), "process": _process()}
         if history:
             fresh["attempts"] = history
+        if before and "services" in before:  # logging services, in whose runs this one goes on
+            fresh["services"] = before["services"]
         write_json(self.path / MANIFEST, fresh)
 
     @property
@@ -228,19 +230,33 @@ class RunFolder:
         for name in LINES if self.leads else ():
             sync_file(self.path / name)
 
-    def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Cut metrics, samples, evaluations and rollouts that were written after `step` (the restored checkpoint's).
+    def line_counts(self) -> dict[str, int]:
+        """Lines in each of the files of lines, for a checkpoint to keep."""
+        files = {name: self.path / name for name in LINES}
+        return {name: file.read_bytes().count(b"\n") for name, file in files.items() if file.exists()}
 
-        A row without `step` stays. Returns the rows of `metrics.jsonl` that stay.
+    def rewind(self, step: int, counts: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+        """Cut metrics, samples, evaluations and rollouts that were written after the restored checkpoint.
+
+        Args:
+            step: the checkpoint's; a row without `step` stays. -1 cuts everything that a run writes.
+            counts: lines that were there when it was written (`line_counts`). The evaluation that ends a run stands at
+                the step of its last checkpoint, and is told from what that knew by the counts only.
+
+        Returns:
+            The rows of `metrics.jsonl` that stay.
         """
-        for name in LINES if self.leads else ():
+        left: list[dict[str, Any]] = []
+        for name in LINES:
             rows = read_lines(self.path / name)
-            kept = [row for row in rows if row.get("step", 0) <= step]
-            if len(kept) < len(rows):
+            before = rows if counts is None else rows[: counts.get(name, 0)]
+            kept = [row for row in before if row.get("step", 0) <= step]
+            if len(kept) < len(rows) and self.leads:
                 rewrite_lines(self.path / name, kept)
+            left = kept if name == METRICS else left
         if self.leads:
             rewind_rollouts(self.path / ROLLOUTS, step)
-        return [row for row in read_lines(self.path / METRICS) if row.get("step", 0) <= step]
+        return left
 
     def mark_finished(self, summary: Mapping[str, Any] | None = None) -> None:
         """Flush, and mark the run as finished: the folder is refused to any other run from now on."""

@@ -21,7 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aligntune.core.early_stopping import drop_best
 from aligntune.core.measuring import evaluate_last
+from aligntune.core.refreshing import draw_report
 from aligntune.core.rl.adapters import take_adapter
 from aligntune.core.saving import Checkpoint, save
 from aligntune.core.state import TrainResult
@@ -87,7 +89,7 @@ def run(trainer: Trainer, checkpoint: Checkpoint | None) -> TrainResult:
         TrainingError: as in any run; or the checkpoint is none of these rounds.
     """
     first, inside = _where(trainer, checkpoint)
-    losses, seconds, last = [], 0.0, None
+    losses, seconds, last = _done(trainer, first), 0.0, None
     step = checkpoint.step - (inside.step if inside else 0) if checkpoint else 0
     for part in plan(trainer.config)[first - 1 :]:
         loaded, trainer._loaded, trainer._hf = trainer._loaded if part.base is None else None, None, None
@@ -105,8 +107,18 @@ def run(trainer: Trainer, checkpoint: Checkpoint | None) -> TrainResult:
     result = trainer._result(mean, seconds, trainer.save_model(), last.held_out)
     trainer.state.status = "finished"
     trainer._run.mark_finished(result.to_dict())
-    trainer._write_report()
+    drop_best(last)
+    draw_report(trainer)
     return result
+
+
+def _done(trainer: Trainer, first: int) -> list[tuple[float, int]]:
+    """Mean loss and steps of the rounds that a resumed run has behind it."""
+    found = []
+    for part in plan(trainer.config)[: first - 1]:
+        stored = json.loads((part.folder / STATE).read_text(encoding="utf-8"))
+        found.append((float(stored["loss"]), int(stored["global_step"]) - first_step(part.folder)))
+    return found
 
 
 def _where(trainer: Trainer, checkpoint: Checkpoint | None) -> tuple[int, Checkpoint | None]:
@@ -180,8 +192,10 @@ class Round(Trainer):
         self.outer.state.intervals = self.state.intervals
         if self.part.number < self.config.algorithm.rounds:  # type: ignore[attr-defined]
             save(self, self.part.folder)
-            self._write(STATE, {"global_step": self.first_step + self.state.step, "round": self.part.number})
-            seal(self.part.folder, self.first_step + self.state.step)
+            step = self.first_step + self.state.step
+            self._write(STATE, {"global_step": step, "round": self.part.number, "loss": loss})
+            seal(self.part.folder, step)
+            drop_best(self)
             self.outer.state.checkpoint_path = str(self.part.folder)
         self.outer.state.step = self.first_step + self.state.step
         return loss, seconds
@@ -280,6 +294,18 @@ class _Shifted:
     def update_manifest(self, entries: dict[str, Any]) -> None:
         self._outer._tell(entries.get("notes", []))
         self._run.update_manifest({**entries, "notes": self._outer.notes})
+
+    @property
+    def leads(self) -> bool:
+        return bool(self._run.leads)
+
+    @property
+    def observer(self) -> Any:
+        return self._run.observer
+
+    @observer.setter
+    def observer(self, look: Any) -> None:
+        self._run.observer = look
 
     def line_counts(self) -> dict[str, int]:
         return dict(self._run.line_counts())
