@@ -332,3 +332,30 @@ def test_sample_logger_keeps_answers_side_by_side(tiny, tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 0, 10, 10]
     with pytest.raises(ValidationError, match="2 prompts and 1 references"):
         SampleLogger(["a", "b"], references=["x"])
+    with pytest.raises(ValidationError, match="0 prompts"):
+        SampleLogger([])
+    with pytest.raises(ValidationError, match=r"1\.5 is no share"):
+        SampleLogger(["a"], shares=[1.5])
+
+
+def test_sample_logger_answers_at_shares_of_training_once(tiny, tmp_path, monkeypatch):
+    asked = []
+
+    def answer(model, tokenizer, prompts, **options):
+        asked.append(prompts)
+        return [[f"answer {len(asked)}"] for _ in prompts]
+
+    monkeypatch.setattr("aligntune.eval.sample_logger.generate_texts", answer)
+    model, tokenizer = tiny
+    path = tmp_path / "samples.jsonl"
+    for last in (7, 10):  # a loop that is stopped after step 6, and goes on from step 5
+        samples = SampleLogger(["1+1=?"], shares=[1, 0, 0.51, 0.5], path=path)
+        for step in range(0 if last == 7 else 5, last + (last == 10)):
+            if (share := samples.due(step, 10)) is not None:
+                samples.log(model, tokenizer, step, share)
+    assert [(row["step"], row["share"]) for row in samples.rows] == [(0, 0), (5, 0.51), (10, 1)]
+    (row,) = samples.side_by_side()
+    assert row["answers"] == {0: "answer 1", 5: "answer 2", 10: "answer 3"}
+    # A text is the user's turn, as a run asks it.
+    want = [{"role": "user", "content": "1+1=?"}] if tokenizer.chat_template else "1+1=?"
+    assert asked == [[want]] * 3

@@ -6,13 +6,15 @@
     evaluation/before/   those of the starting model, with `evaluation.at_start`
     samples.jsonl        answers, with the step and, for `logging.samples_at`, the share of training
 
-A share of training is the step `round(share x all steps)`; 1 is the model that is saved. A resumed run cuts what was
-written after its checkpoint, and answers no step twice. Two shares that fall on one step are one.
+Answers are logged by a `SampleLogger`, at each evaluation or at shares of training; share 1 is the model that is saved.
+A resumed run cuts what was written after its checkpoint, and answers no share twice. A run that evaluates nothing
+answers prompts of its own at 0, 50 and 100%.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from aligntune.core.best import BEFORE
 from aligntune.core.early_stopping import last_evaluation, note_evaluation
 from aligntune.core.held_out import HeldOut, held_out_row, renew
 from aligntune.eval.in_training import PREFIX, RunTasks, directions, evaluation_rows, named_values
+from aligntune.eval.sample_logger import SHARES, SampleLogger
 from aligntune.utils.files import read_lines
 from aligntune.utils.logging import get_logger, quiet_libraries
 from aligntune.utils.run_folder import EVALUATION, SAMPLES
@@ -28,8 +31,6 @@ if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
 
 log = get_logger(__name__)
-UNEVALUATED_SHARES = (0.0, 0.5, 1.0)
-"""When prompts of one's own are answered in a run that evaluates nothing."""
 
 
 def prepare_tasks(trainer: Trainer) -> RunTasks | None:
@@ -64,7 +65,7 @@ def finish_evaluation(trainer: Trainer, step: int, values: dict[str, float]) -> 
         values = {**values, **_measure_tasks(trainer, trainer._tasks, step)}
     trainer.record(step, values)
     note_evaluation(trainer, step, values)
-    if not _shares(trainer):
+    if not RunSamples(trainer).shares:
         answer_prompts(trainer, step)
     return values
 
@@ -105,7 +106,8 @@ def evaluate_last(trainer: Trainer, seconds: float) -> dict[str, float]:
     """
     measured = trainer._eval_data is not None or trainer._tasks is not None
     values = last_evaluation(trainer) if measured else {}
-    _answer_at_end(trainer, trainer.state.step)
+    if 1.0 in RunSamples(trainer).shares:
+        answer_prompts(trainer, trainer.state.step, 1.0)
     _tell_cost(trainer, seconds)
     return values
 
@@ -120,48 +122,59 @@ def _tell_cost(trainer: Trainer, seconds: float) -> None:
 # ---- answers over time -----------------------------------------------------------------------------------------
 
 
-def _shares(trainer: Trainer) -> list[float]:
-    """Shares of training at which prompts are answered; empty where they are answered at each evaluation."""
-    sampled, e = trainer.config.logging, trainer.config.evaluation
-    if sampled.samples_at is not None:
-        return sorted(set(sampled.samples_at))
-    evaluated = trainer._eval_data is not None or bool(e.tasks)
-    return list(UNEVALUATED_SHARES) if sampled.sample_prompts and not evaluated else []
+class RunSamples(SampleLogger):
+    """The answers of a run: to `logging.sample_prompts` or to the first held-out rows, into its `samples.jsonl`.
+
+    Args:
+        trainer: the run.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        sampled, e = trainer.config.logging, trainer.config.evaluation
+        self.trainer, self.wanted = trainer, sampled.sample_prompts
+        evaluated = trainer._eval_data is not None or bool(e.tasks)
+        shares: Sequence[float] = sampled.samples_at or ()
+        if sampled.samples_at is None and self.wanted and not evaluated:
+            shares = SHARES
+        super().__init__(self.wanted, shares=shares)
+        if trainer._answered is None:
+            trainer._answered = {(row.get("step"), row.get("share")) for row in _stored(trainer)}
+        self.answered = trainer._answered
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there is anything to answer."""
+        held_out = bool(self.trainer.config.logging.samples) and self.trainer._eval_data is not None
+        return self.wanted is not None or held_out
+
+    def answers(self, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
+        """As the run answers: decoded as `evaluation` says, and by a classifier with its labels."""
+        if self.wanted is not None:
+            texts = self.trainer.generate(list(self.wanted))
+            return [{"prompt": p, "answer": a} for p, a in zip(self.wanted, texts, strict=True)]
+        return self.trainer._samples(self.trainer._eval_rows(), self.trainer.config.logging.samples)
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Into the run's folder, and the last one onto the display."""
+        self.trainer._run.append_samples(rows)
+        if rows:
+            last = rows[-1]
+            asked = last["prompt"] if isinstance(last["prompt"], str) else str(last["prompt"][-1].get("content"))
+            self.trainer.display.sample(last["step"], asked, str(last["answer"]))
 
 
 def answer_at_share(trainer: Trainer, step: int, total: int) -> None:
-    """Answer the prompts if a share of training falls on this step; share 1 is at the end."""
-    due = [share for share in _shares(trainer) if share < 1 and round(share * total) == step]
-    if due:
-        answer_prompts(trainer, step, due[-1])
-
-
-def _answer_at_end(trainer: Trainer, step: int) -> None:
-    """Answer the prompts with the model that will be saved, where share 1 is asked for."""
-    if 1.0 in _shares(trainer):
-        answer_prompts(trainer, step, 1.0)
+    """Answer the prompts if a share of training falls on this step; share 1 is at the end, with the saved model."""
+    share = RunSamples(trainer).due(step, total)
+    if share is not None and share < 1:
+        answer_prompts(trainer, step, share)
 
 
 def answer_prompts(trainer: Trainer, step: int, share: float | None = None) -> None:
-    """Write the answers to the run's fixed prompts, unless this step's are there."""
-    wanted, count = trainer.config.logging.sample_prompts, trainer.config.logging.samples
-    if wanted is None and (not count or trainer._eval_data is None):
-        return
-    if trainer._answered is None:
-        trainer._answered = {(row.get("step"), row.get("share")) for row in _stored(trainer)}
-    if share is not None and (step, share) in trainer._answered:
-        return
-    if wanted is not None:
-        answers = [{"prompt": p, "answer": a} for p, a in zip(wanted, trainer.generate(list(wanted)), strict=True)]
-    else:
-        answers = trainer._samples(trainer._eval_rows(), count)
-    mark: dict[str, Any] = {} if share is None else {"share": share}
-    trainer._run.append_samples([{"step": step, **mark, **row} for row in answers])
-    if answers:
-        last = answers[-1]
-        asked = last["prompt"] if isinstance(last["prompt"], str) else str(last["prompt"][-1].get("content"))
-        trainer.display.sample(step, asked, str(last["answer"]))
-    trainer._answered.add((step, share))
+    """Write the answers to the run's fixed prompts, unless those of this share are there."""
+    samples = RunSamples(trainer)
+    if samples.has_prompts:
+        samples.log(trainer.model, trainer.tokenizer, step, share)
 
 
 def _stored(trainer: Trainer) -> list[dict[str, Any]]:
