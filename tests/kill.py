@@ -1,11 +1,13 @@
 """Runs that are killed with SIGKILL at a chosen moment, resumed, and compared bit for bit with the run never killed.
 
     python tests/kill.py sft grpo --kills 20 --seed 1        # prints one JSON document
+    python tests/kill.py two:dpo --kills 4                   # two processes, killed together after a random time
 
 The libraries are imported once, and every run is a forked child that calls the command line (`aligntune train FILE
-[--resume]`). A moment is the n-th file event (open for writing, rename, remove, mkdir) inside the run's folder, drawn
-from those that the straight run made, so that kills fall inside checkpoint writing too; or a time after the start. A
-child that is killed leaves what a killed process leaves: nothing of Python runs any more.
+[--resume]`, or that of another case). A moment is the n-th file event (open for writing, rename, remove, mkdir) inside
+the run's folder, drawn from those that the straight run made, so that kills fall inside checkpoint writing too; where
+the work is done in further processes, every second moment is a time after the start. A child that is killed leaves
+what a killed process leaves: nothing of Python runs any more.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 TIMED = ("time", "runtime", "per_second", "memory", "seconds", "tokens_per")
 """Parts of metric names that tell of time, throughput and memory."""
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+HELD = {"evaluation__every": 3, "evaluation__at_start": True, "evaluation__max_new_tokens": 4}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {"train__gradient_accumulation_steps": 2, "logging__steps": 3}),
     "dpo": ("dpo", {"logging__steps": 3}),
@@ -37,13 +44,32 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("grpo", {"algo": {"name": "ppo", "num_ppo_epochs": 1}}),
     "pace": ("grpo", {"algo": {"name": "pace", "refresh": 2}, "rewards__0__threshold": 0.02}),
     "dapo": ("grpo", {"algo": {"name": "dapo", "num_generations": 4, "mask_truncated_completions": False}}),
-    "sft-best": ("sft", {"train__keep_best": "model"}),
+    "sft-best": ("sft", {"train__keep_best": "model", **HELD}),
+    "sft-rotation": ("sft", {"train__keep_best": "checkpoint", "train__save_total_limit": 1, **HELD}),
     "sft-lora": ("sft", {"model__peft": {"r": 4}, "logging__steps": 3}),
     "dpo-lora": ("dpo", {"model__peft": {"r": 4}}),
     "grpo-lora": ("grpo", {"model__peft": {"r": 4}}),
+    "spin": ("spin", {"algo": {"name": "spin", "rounds": 2}, "generation__max_completion_length": 8}),
+    "meta-es": ("meta_es", {}),
+    "rewards-train": ("reward_model", {}),
+    "eval": ("eval", {}),
+    "compare": ("compare", {}),
 }
-"""Name of a case to the kind of `runs.plain` and its changes."""
+"""Name of a case to the kind of its configuration and the changes of it."""
+COMMANDS: dict[str, tuple[list[str], list[str]]] = {
+    "reward_model": (["rewards", "train"], ["--resume", "latest"]),
+    "eval": (["eval"], ["--resume"]),
+    "compare": (["compare"], ["--resume"]),
+}
+"""Commands of the kinds that are no plain `aligntune train FILE --no-check`, and what makes them go on."""
+WITH_CHILDREN = ("meta_es", "compare")
+"""Kinds whose work is done in further processes, so that a moment may be a time too."""
+SEARCH = {"iterations": 1, "population": 2, "steps": 2, "num_generations": 4, "divergence_weight": 10.0}
 STEPS, EVERY = 8, 2
+COMMITTED = re.compile(r"^os\.rename .*/\.saving/checkpoint-\d+$")
+"""The event that puts a checkpoint in its place."""
+STORED = (".safetensors", ".json", ".pt", ".pth")
+"""Suffixes of files of a checkpoint that are compared."""
 
 
 @dataclass
@@ -56,6 +82,7 @@ class Outcome:
     inside_saving: int = 0
     before_first: int = 0
     resumes: int = 0
+    witness: dict[str, float] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -79,15 +106,25 @@ def in_child(work: Callable[[], int], *, log: Path) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def train(file: Path, *extra: str) -> int:
+def command_of(kind: str, file: Path, *, resume: bool) -> list[str]:
+    """The arguments of `aligntune` for a case's file."""
+    words, going_on = COMMANDS.get(kind, (["train"], ["--resume"]))
+    given = [str(file)] if kind in COMMANDS else [str(file), "--no-check"]
+    if kind == "compare":
+        axis = ["train.weight_decay=[0.0,0.1]", "--seeds", "3,", "--output-dir", str(file.parent / "out")]
+        given += axis
+    return [*words, *given, *(going_on if resume else [])]
+
+
+def call(kind: str, file: Path, *, resume: bool = False) -> int:
     """The command line, in this process."""
     from aligntune.cli.main import main
 
-    return main(["train", str(file), "--no-check", *extra])
+    return main(command_of(kind, file, resume=resume))
 
 
 def watched(folder: Path, act: Callable[[int, str], None]) -> None:
-    """Call `act(number, path)` at every file event inside `folder`, for the rest of this process."""
+    """Call `act(number, event and path)` at every file event inside `folder`, for the rest of this process."""
     count, prefix = 0, str(folder)
 
     def hook(event: str, given: tuple[Any, ...]) -> None:
@@ -102,71 +139,131 @@ def watched(folder: Path, act: Callable[[int, str], None]) -> None:
             if not (isinstance(mode, str) and set(mode) & set("wax+")) and not (flags or 0) & (os.O_WRONLY | os.O_RDWR):
                 return
         count += 1
-        act(count, path)
+        act(count, f"{event} {path}")
 
     sys.addaudithook(hook)
 
 
-def counted(file: Path, folder: Path, events: Path) -> int:
-    """The straight run, which writes down the path of each file event."""
+def counted(kind: str, file: Path, folder: Path, events: Path) -> int:
+    """The straight run, which writes down each file event."""
     seen: list[str] = []
-    watched(folder, lambda number, path: seen.append(path))
-    code = train(file)
+    watched(folder, lambda number, what: seen.append(what))
+    code = call(kind, file)
     events.write_text(json.dumps(seen), encoding="utf-8")
     return code
 
 
-def killed_at(file: Path, folder: Path, number: int, *extra: str) -> int:
-    """A run that is killed at its `number`-th file event."""
+def killed_at(kind: str, file: Path, folder: Path, moment: int | float) -> int:
+    """A run that is killed at its `moment`-th file event, or so many seconds after its start."""
 
-    def act(count: int, path: str) -> None:
-        if count == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def end() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    watched(folder, act)
-    return train(file, *extra)
+    if isinstance(moment, float):
+        import threading
+
+        timer = threading.Timer(moment, end)
+        timer.daemon = True
+        timer.start()
+    else:
+        watched(folder, lambda count, what: end() if count == moment else None)
+    return call(kind, file)
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of `metrics.jsonl` without time, throughput and memory."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def lines(file: Path) -> list[dict[str, Any]]:
+    """Lines of a file without time, throughput and memory."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [{k: v for k, v in row.items() if not any(part in k for part in TIMED)} for row in rows]
 
 
 def differences(straight: Path, other: Path) -> list[str]:
-    """What of a finished run is not equal, bit for bit: metrics, model, and everything in the last checkpoint."""
-    import torch
-    from safetensors.torch import load_file
-
+    """What of a finished run is not equal, bit for bit: its lines, its model, and everything in every checkpoint."""
     found = []
-    if metrics(straight) != metrics(other):
-        pairs = list(zip(metrics(straight), metrics(other), strict=False))
-        first = next(((a, b) for a, b in pairs if a != b), (len(metrics(straight)), len(metrics(other))))
-        found.append(f"metrics: {first}"[:600])
-    last = f"checkpoint-{STEPS}"
-    for part in ("", last):
-        a, b = straight / part, other / part
-        names = {f.relative_to(a).as_posix() for f in a.rglob("*.safetensors") if part or "checkpoint-" not in str(f)}
-        for name in sorted(names):
-            left, right = load_file(a / name), load_file(b / name)
-            if left.keys() != right.keys() or not all(torch.equal(left[k], right[k]) for k in left):
-                found.append(f"{part}/{name}")
-    for name in sorted(f.name for f in (straight / last).glob("*.pt*")):
-        if not same(*(torch.load(f / last / name, weights_only=False) for f in (straight, other))):
-            found.append(name)
-    for pattern in ("window-*.json", "aligntune_state.json"):
-        for file in (straight / last).glob(pattern):
-            a, b = (timeless(json.loads((f / last / file.name).read_text())) for f in (straight, other))
-            if a != b:
-                found.append(file.name)
+    for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", "order.jsonl", "population.jsonl"):
+        a, b = lines(straight / name), lines(other / name)
+        if a != b:
+            first = next((pair for pair in zip(a, b, strict=False) if pair[0] != pair[1]), (len(a), len(b)))
+            found.append(f"{name}: {first}"[:600])
+    folders = [sorted(p.relative_to(f).as_posix() for p in states(f)) for f in (straight, other)]
+    if folders[0] != folders[1]:
+        found.append(f"checkpoints {folders}")
+    for part in ("", *(name for name in folders[0] if name in folders[1])):
+        found += [f"{part}/{what}" for what in differences_of_states(straight / part, other / part)]
     from aligntune.utils.rollouts import read_rollouts
 
     if not same(*(read_rollouts(f).to_pylist() for f in (straight, other))):
         found.append("rollouts")
-    ends = [json.loads((f / "manifest.json").read_text())["summary"]["final_loss"] for f in (straight, other)]
-    if ends[0] != ends[1]:
-        found.append(f"final_loss {ends}")
+    ends = [json.loads((f / "manifest.json").read_text()) for f in (straight, other)]
+    summaries = [timeless({"metrics": e["summary"]["metrics"]}) for e in ends]
+    if summaries[0] != summaries[1]:
+        found.append(f"summary {summaries}"[:600])
+    for key in ("final_loss", "total_steps"):
+        if ends[0]["summary"][key] != ends[1]["summary"][key]:
+            found.append(f"{key} {[e['summary'][key] for e in ends]}")
+    best = [{k: v for k, v in (e.get("best") or {}).items() if k not in ("checkpoint", "model")} for e in ends]
+    if best[0] != best[1]:
+        found.append(f"best {best}")
     return found
+
+
+def states(folder: Path) -> list[Path]:
+    """Every folder of a run that holds a checkpoint, or a round's model."""
+    return [p for kind in ("checkpoint-*", "round-*", "round-*/checkpoint-*") for p in folder.glob(kind) if p.is_dir()]
+
+
+def differences_of_states(a: Path, b: Path) -> list[str]:
+    """Files of one checkpoint, or of a run's own folder, that do not hold the same."""
+    import torch
+    from safetensors.torch import load_file
+
+    found = []
+    names = [{f.name for f in folder.iterdir() if f.is_file() and f.suffix in STORED} for folder in (a, b)]
+    if names[0] != names[1]:
+        return [f"files {sorted(names[0] ^ names[1])}"]
+    for name in sorted(names[0]):
+        if name.endswith(".safetensors"):
+            equal = same(load_file(a / name), load_file(b / name))
+        elif name.startswith("window-") or name in ("aligntune_state.json", "lines.json"):
+            equal = timeless(json.loads((a / name).read_text())) == timeless(json.loads((b / name).read_text()))
+        elif name.endswith(".json"):
+            continue  # written for people, or with times
+        else:
+            equal = same(*(torch.load(f / name, weights_only=False) for f in (a, b)))
+        if not equal:
+            found.append(name)
+    return found
+
+
+def differences_of_evaluations(straight: Path, other: Path) -> list[str]:
+    """What of two finished evaluations is not equal: values, intervals, and every item's bytes."""
+    found = []
+    values = [json.loads((f / "results.json").read_text())["tasks"] for f in (straight, other)]
+    for tasks in values:
+        for task in tasks.values():
+            task.pop("seconds")
+    if values[0] != values[1]:
+        found.append(f"results.json {values}"[:600])
+    items = [{p.name: p.read_bytes() for p in sorted((f / "items").iterdir())} for f in (straight, other)]
+    if items[0] != items[1]:
+        found.append("items")
+    return found
+
+
+def differences_of_comparisons(straight: Path, other: Path) -> list[str]:
+    """What of two finished comparisons is not equal: every run of theirs, and every value that is no time or memory."""
+    runs = [sorted(p.parent.relative_to(f) for p in f.rglob("manifest.json")) for f in (straight, other)]
+    found = [] if runs[0] == runs[1] and len(runs[0]) == 2 else [f"runs {runs}"]
+    for run in runs[0]:
+        found += [f"{run}: {what}" for what in differences(straight / run, other / run)]
+    results = [json.loads((f / "comparison.json").read_text()) for f in (straight, other)]
+    measured = [
+        {(r["arm"], r["seed"]): [r["status"], timeless({"metrics": r["values"]})] for r in result["runs"]}
+        for result in results
+    ]
+    return found if measured[0] == measured[1] else [*found, f"comparison.json {measured}"[:900]]
+
+
+FINDERS = {"eval": differences_of_evaluations, "compare": differences_of_comparisons}
 
 
 def timeless(state: dict[str, Any]) -> dict[str, Any]:
@@ -193,11 +290,42 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b) or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
 
 
-def whole(folder: Path) -> set[int]:
-    """Steps of the whole checkpoints of a run."""
-    from aligntune.utils.checkpoints import fault, step_of
+def whole(folder: Path) -> set[str]:
+    """The whole checkpoints of a run."""
+    from aligntune.utils.checkpoints import CheckpointManager, fault
 
-    return {step_of(p) or 0 for p in folder.glob("checkpoint-*") if fault(p) is None}
+    found = [p for p in CheckpointManager(folder).candidates() if p.parent.name != ".saving" and fault(p) is None]
+    return {p.relative_to(folder).as_posix() for p in found}
+
+
+def raw_config(name: str, model: Path, data: Path, out: Path) -> dict[str, Any]:
+    """Plain values of a case."""
+    import runs
+
+    kind, changes = KINDS[name]
+    held = str(runs.write_rows(data / "held.jsonl", runs.SFT_ROWS[:6]))
+    common = {"train__max_steps": STEPS, "train__save_steps": EVERY, "output_dir": str(out)}
+    if kind == "eval":
+        rows = runs.write_rows(data / "rows.jsonl", [{"prompt": f"{i}+1=?", "answer": str(i + 1)} for i in range(300)])
+        task = {"dataset": str(rows), "max_new_tokens": 3, "temperature": 1.0, "batch_size": 1}
+        tasks = [{"name": "one", "kind": "exact_match", **task}, {"name": "two", "kind": "exact_match", **task}]
+        return {"model": {"name_or_path": str(model)}, "tasks": tasks, "output_dir": str(out)}
+    if kind == "reward_model":
+        from unit.test_reward_training import raw
+
+        return raw(data, model, **common)
+    if kind == "meta_es":
+        evaluation = {"dataset": {"name": held}, "max_new_tokens": 8, "temperature": 1.0}
+        return runs.plain(
+            "grpo", model, data, algo={"name": "meta_es", **SEARCH}, evaluation=evaluation, **{**common, **changes},
+            train__learning_rate=1e-2,
+        )  # fmt: skip
+    made = runs.plain("sft" if kind == "compare" else kind, model, data, **{**common, **changes})
+    if kind == "compare":
+        made.pop("output_dir")
+    if made.get("evaluation"):
+        made["evaluation"]["dataset"] = {"name": held}
+    return made
 
 
 def prove(name: str, model: Path, work: Path, *, kills: int, seed: int, saving: bool = True) -> Outcome:
@@ -209,103 +337,135 @@ def prove(name: str, model: Path, work: Path, *, kills: int, seed: int, saving: 
         work: an empty folder.
         kills: runs to kill.
         seed: of the moments.
-        saving: whether every second kill falls inside checkpoint writing.
+        saving: whether every second kill falls inside checkpoint writing, or between the processes of a case that
+            works in several.
     """
     import yaml
 
-    import runs
-
-    kind, changes = KINDS[name]
+    kind = KINDS[name][0]
     started, outcome, draw = time.monotonic(), Outcome(name, kills), random.Random(f"{seed}:{name}")
 
     def config(folder: Path) -> tuple[Path, Path]:
         folder.mkdir(parents=True)
-        raw = runs.plain(kind, model, work, train__max_steps=STEPS, train__save_steps=EVERY, **changes)
-        raw |= {"output_dir": str(folder / "out")}
-        if name.endswith("-best"):
-            raw["evaluation"] = {"dataset": {**raw["dataset"], "max_samples": 6}, "every": 3}
         file = folder / "run.yaml"
-        file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+        file.write_text(yaml.safe_dump(raw_config(name, model, work, folder / "out")), encoding="utf-8")
         return file, folder / "out"
 
     file, straight = config(work / "straight")
-    events = work / "events.json"
-    code = in_child(lambda: counted(file, straight, events), log=work / "straight.log")
+    events, log = work / "events.json", work / "straight.log"
+    begun = time.monotonic()
+    code = in_child(lambda: counted(kind, file, straight, events), log=log)
+    took = time.monotonic() - begun
     if code:
-        outcome.faults.append(f"the straight run ended with {code}: {(work / 'straight.log').read_text()[-800:]}")
+        outcome.faults.append(f"the straight run ended with {code}: {log.read_text()[-800:]}")
         return outcome
+    outcome.witness = witness(straight)
     seen = json.loads(events.read_text())
-    inside = [i for i, path in enumerate(seen, 1) if ".saving/" in path]
+    inside = [i for i, what in enumerate(seen, 1) if ".saving/" in what]
+    first = next((i for i, what in enumerate(seen, 1) if COMMITTED.search(what)), len(seen) + 1)
     for i in range(kills):
         file, folder = config(work / f"kill-{i}")
-        number = draw.choice(inside) if saving and i % 2 == 0 else draw.randint(1, len(seen))
+        moment: int | float = draw.randint(1, len(seen))
+        if saving and i % 2 == 0:
+            moment = draw.uniform(0.2, took) if kind in WITH_CHILDREN else draw.choice(inside or [moment])
+        where = f"{moment:.1f} s" if isinstance(moment, float) else f"event {moment} ({seen[moment - 1]})"
         log = work / f"kill-{i}.log"
-        code = in_child(lambda: killed_at(file, folder, number), log=log)  # noqa: B023  the child runs at once
+        code = in_child(lambda: killed_at(kind, file, folder, moment), log=log)  # noqa: B023  the child runs at once
         outcome.killed += code == -signal.SIGKILL
-        outcome.inside_saving += code == -signal.SIGKILL and ".saving/" in seen[number - 1]
+        outcome.inside_saving += code == -signal.SIGKILL and ".saving/" in where
         before = whole(folder)
         outcome.before_first += not before
-        manifest = folder / "manifest.json"
-        status = json.loads(manifest.read_text())["status"] if manifest.exists() else "missing"
-        if status == "finished":  # killed while it drew its report
+        found = []
+        if isinstance(moment, int) and moment > first and not before:
+            found.append("no checkpoint is whole, and one was committed before")
+        status = json.loads(f.read_text())["status"] if (f := folder / "manifest.json").exists() else "missing"
+        if code == 0 or (status == "finished" and kind != "compare"):  # killed while it drew its report
             code = 0
         else:
-            extra = [] if status == "missing" else ["--resume"]
-            code = in_child(lambda: train(file, *extra), log=log)  # noqa: B023
+            resume = folder.exists() if kind in FINDERS else status != "missing"
+            code = in_child(lambda: call(kind, file, resume=resume), log=log)  # noqa: B023
             outcome.resumes += 1
-        lost = before - whole(folder)
-        found = [f"resume ended with {code}: {log.read_text()[-1500:]}"] if code else differences(straight, folder)
+        lost = before - whole(folder) if "rotation" not in name else set()
+        found += [f"resume ended with {code}: {log.read_text()[-1500:]}"] if code else []
+        found += FINDERS.get(kind, differences)(straight, folder) if not code else []
         found += [f"checkpoints {sorted(lost)} are gone"] if lost else []
-        outcome.faults += [f"kill {i} at event {number} ({seen[number - 1]}): {fault}" for fault in found]
+        outcome.faults += [f"kill {i} at {where}: {fault}" for fault in found]
         if not found:
             shutil.rmtree(work / f"kill-{i}")
     outcome.seconds = round(time.monotonic() - started, 1)
     return outcome
 
 
-def differences_of_two(kind: str, model: Path, work: Path) -> list[str]:
-    """The same over two processes (DDP on the CPU): both are killed after their fourth step, and started again."""
-    import socket
-    import subprocess
+def witness(straight: Path) -> dict[str, float]:
+    """What of the straight run says that the case holds what it is for."""
+    rows = lines(straight / "metrics.jsonl")
+    asked = ("dynamic_sampling/rounds", "dynamic_sampling/dropped_share", "pace/redraws")
+    return {name: sum(row.get(name, 0.0) for row in rows) for name in asked if any(name in row for row in rows)}
 
+
+def prove_two(name: str, model: Path, work: Path, *, kills: int, seed: int) -> Outcome:
+    """The same over two processes (DDP on the CPU): both are killed after a random time, and started again."""
     import yaml
 
-    import runs
+    started, outcome, draw = time.monotonic(), Outcome(f"two:{name}", kills), random.Random(f"{seed}:two:{name}")
 
-    def start(file: Path, *extra: str) -> list[subprocess.Popen[bytes]]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-        command = [sys.executable, "-m", "aligntune", "train", str(file), "--no-check", *extra]
-        logs = [open(file.with_suffix(f".{rank}.log"), "ab") for rank in range(2)]  # noqa: SIM115
-        return [
-            subprocess.Popen(
-                command, env={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=log, stderr=log
-            )
-            for r, log in enumerate(logs)
-        ]
+    def config(folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        raw = raw_config(name, model, work, folder / "out")
+        (folder / "run.yaml").write_text(yaml.safe_dump(raw))
+        return folder / "run.yaml"
 
-    folders = []
-    for name in ("straight", "killed"):
-        folder = work / name
-        folder.mkdir()
-        raw = runs.plain(kind, model, work, train__max_steps=STEPS, train__save_steps=EVERY, logging__steps=3)
-        (folder / "run.yaml").write_text(yaml.safe_dump({**raw, "output_dir": str(folder / "out")}))
-        folders.append(folder)
-    straight, killed = folders
-    codes = [p.wait() for p in start(straight / "run.yaml")]
-    processes = start(killed / "run.yaml")
-    while not list((killed / "out").glob("checkpoint-4")) and all(p.poll() is None for p in processes):
-        time.sleep(0.02)
-    for process in processes:
-        process.kill()
-        process.wait()
-    codes += [p.wait() for p in start(killed / "run.yaml", "--resume")]
+    straight = config(work / "straight")
+    codes = [p.wait() for p in start_two(straight)]
     if any(codes):
-        logs = [f.read_text()[-1500:] for f in sorted(work.rglob("*.log"))]
-        return [f"exit codes {codes}", *logs]
-    return differences(straight / "out", killed / "out")
+        outcome.faults.append(f"the straight run ended with {codes}: {logs_of(straight)}")
+        return outcome
+    took = json.loads((straight.parent / "out" / "manifest.json").read_text())["seconds"]
+    for i in range(kills):
+        file = config(work / f"kill-{i}")
+        folder = file.parent / "out"
+        pair = start_two(file)
+        wait, claimed = draw.uniform(0.0, 0.95 * took), 0.0
+        while all(p.poll() is None for p in pair) and not (claimed and time.monotonic() - claimed >= wait):
+            if not claimed and (folder / "manifest.json").exists():
+                claimed = time.monotonic()
+            time.sleep(0.01)
+        for process in draw.sample(pair, 2):
+            process.kill()
+        outcome.killed += all(p.wait() == -signal.SIGKILL for p in pair)
+        before = whole(folder)
+        outcome.before_first += not before
+        found = []
+        if json.loads((folder / "manifest.json").read_text())["status"] != "finished":
+            codes = [p.wait() for p in start_two(file, "--resume")]
+            outcome.resumes += 1
+            found = [f"resume ended with {codes}: {logs_of(file)}"] if any(codes) else []
+        found = found or differences(straight.parent / "out", folder)
+        outcome.faults += [f"kill {i} after {wait:.2f} s with {sorted(before)}: {fault}" for fault in found]
+        if not found:
+            shutil.rmtree(file.parent)
+    outcome.seconds = round(time.monotonic() - started, 1)
+    return outcome
+
+
+def start_two(file: Path, *extra: str) -> list[subprocess.Popen[bytes]]:
+    """Two processes of one run, which find each other on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "aligntune", "train", str(file), "--no-check", *extra]
+    pair = []
+    for rank in range(2):
+        env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with open(file.with_suffix(f".{rank}.log"), "ab") as log:
+            pair.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
+    return pair
+
+
+def logs_of(file: Path) -> list[str]:
+    """The last words of two processes."""
+    return [f.read_text()[-1200:] for f in sorted(file.parent.glob("*.log"))]
 
 
 def warm() -> None:
@@ -339,7 +499,9 @@ def main() -> int:
     found = []
     for name in given.names:
         (work / name).mkdir(parents=True)
-        outcome = prove(name, given.model.absolute(), work / name, kills=given.kills, seed=given.seed)
+        kind, _, rest = name.partition(":")
+        proof = partial(prove_two, rest) if kind == "two" else partial(prove, name)
+        outcome = proof(given.model.absolute(), work / name, kills=given.kills, seed=given.seed)
         found.append(vars(outcome))
         print(f"{name}: {outcome.killed} killed, {len(outcome.faults)} faults, {outcome.seconds} s", file=sys.stderr)
     print(json.dumps(found, indent=1))

@@ -249,6 +249,40 @@ def test_a_comparison_goes_on_with_what_is_missing(source, tmp_path):
         begin(other, resume=True)
 
 
+def test_a_run_that_was_cut_has_no_wall_time(tmp_path):
+    run = RunFolder.claim(tmp_path / "run")
+    run.append_metrics({"step": 1, "loss": 2.0})
+    run.mark_interrupted()
+    again = RunFolder.claim(tmp_path / "run", resume=True)
+    again.mark_finished({"metrics": {}, "final_loss": 2.0})
+    assert "wall_time" not in measure("a", 1, tmp_path / "run", {"code": 0, "seconds": 3.0}).values
+
+
+def test_a_child_ends_with_its_parent(tmp_path):
+    """The parent is killed with SIGKILL; what it has started is gone soon after."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    child = "import time; from aligntune.utils.parent import follow_parent as f; f(); print('ready', flush=True); time.sleep(60)"
+    parent = (
+        "import os, subprocess, sys; from aligntune.utils.parent import child_environment as env\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {child!r}], env=env(os.environ), stdout=subprocess.PIPE)\n"
+        "p.stdout.readline(); print(p.pid, flush=True); p.wait()"
+    )
+    started = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    import psutil
+
+    watched = psutil.Process(int(started.stdout.readline()))
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    gone = time.monotonic() + 20
+    while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE and time.monotonic() < gone:
+        time.sleep(0.05)
+    assert not watched.is_running() or watched.status() == psutil.STATUS_ZOMBIE
+
+
 def test_two_equal_arms_from_the_command_line(cli, source, tmp_path):
     """Fresh processes, the same seed: equal to the last bit."""
     import yaml

@@ -250,6 +250,22 @@ def test_rewind_cuts_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert len(parts(run.path / "rollouts")) == 1
 
 
+def test_rewind_by_the_lines_that_a_checkpoint_knew(tmp_path: Path) -> None:
+    """The evaluation that ends a run stands at the step of its last checkpoint, and is measured again."""
+    run = RunFolder.claim(tmp_path / "run")
+    run.append_metrics({"step": 0, "eval_nll": 2.0})
+    run.append_metrics({"step": 4, "loss": 1.0})
+    counts = run.line_counts()
+    assert counts == {"metrics.jsonl": 2}
+    run.append_evaluations([{"step": 4, "task": None}])
+    run.append_metrics({"step": 4, "eval_nll": 1.5})
+    assert [row["step"] for row in run.rewind(4)] == [0, 4, 4]
+    assert [row.get("loss") for row in run.rewind(4, counts)] == [None, 1.0]
+    assert read_lines(run.path / "evaluations.jsonl") == []
+    assert len(read_lines(run.path / "metrics.jsonl")) == 2
+    assert run.rewind(-1) == []  # from the beginning: the evaluation of the starting model is made again
+
+
 def test_rollouts_are_written_in_parts_and_read_as_one_table(tmp_path: Path) -> None:
     writer = RolloutWriter(tmp_path / "rollouts", rows_per_part=2)
     writer.append([{"step": 1, "prompt": "p", "reward": 1.0, "meta": {"a": 1}}])

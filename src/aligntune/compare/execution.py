@@ -26,6 +26,7 @@ from aligntune.core.isolation import clean_environment
 from aligntune.errors import ConfigurationError
 from aligntune.utils.files import disk_errors, write_atomic, write_json
 from aligntune.utils.logging import get_logger
+from aligntune.utils.parent import child_environment
 from aligntune.utils.run_folder import read_manifest
 
 log = get_logger(__name__)
@@ -127,8 +128,6 @@ def _run(plan: Plan, arm: Arm, seed: int, runner: Runner) -> None:
     write_atomic(file, plain.encode())
     begun = (read_manifest(plan.folder(arm, seed)) or {}).get("status") is not None
     record = dict(runner(file, _beside(plan, arm, seed, "train.log"), begun))
-    earlier = read_process(_beside(plan, arm, seed, PROCESS)).get("seconds", 0.0) if begun else 0.0
-    record["seconds"] = record.get("seconds", 0.0) + earlier
     write_json(_beside(plan, arm, seed, PROCESS), record)
     if record.get("code"):
         log.warning("%s, seed %d failed: %s", arm.name, seed, record.get("error"))
@@ -146,13 +145,11 @@ def train_process(file: Path, printed: Path, begun: bool) -> dict[str, Any]:
         `code`, `seconds`, and `error` where it failed.
     """
     line = [sys.executable, "-m", "aligntune", "train", str(file), "--json"]
-    if begun and any(_output_dir(file).glob("checkpoint-*")):
+    if begun:  # from its newest checkpoint, or from its first step where it left none
         line.append("--resume=latest")
-    elif begun:
-        _forget(_output_dir(file))
-    start = time.monotonic()
+    start, environment = time.monotonic(), child_environment(clean_environment())
     with open(printed, "ab") as log_file:
-        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log_file, env=clean_environment())
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log_file, env=environment)
         try:
             out, _ = process.communicate()
         except KeyboardInterrupt:  # the run gets the signal too, and writes a checkpoint before it ends
@@ -165,19 +162,6 @@ def train_process(file: Path, printed: Path, begun: bool) -> dict[str, Any]:
     if process.returncode:
         record["error"] = _message(out, process.returncode, printed)
     return record
-
-
-def _output_dir(file: Path) -> Path:
-    import yaml
-
-    return Path(yaml.safe_load(file.read_text(encoding="utf-8"))["output_dir"])
-
-
-def _forget(folder: Path) -> None:
-    """Remove a run of this comparison that left no checkpoint: it begins again."""
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _message(out: bytes, code: int, printed: Path) -> str:

@@ -6,7 +6,7 @@
 | `tokens_per_second` | tokens seen after the warm-up / their time | higher |
 | `peak_memory` | most resident memory of the process, bytes | lower |
 | `peak_gpu_memory` | most memory that torch held on the GPU, bytes | lower |
-| `wall_time` | seconds of the process, start and model loading included | lower |
+| `wall_time` | seconds of the process, start and model loading included; none of a run that was cut | lower |
 | everything else | the run's last logged and held-out values | by its name |
 
 Timings come from `metrics.jsonl`, in which a comparison logs every step. The first `WARM_UP` steps are left out: they
@@ -110,7 +110,9 @@ def measure(arm: str, seed: int, folder: Path, process: Mapping[str, Any]) -> Me
     values = {**_final(rows), **_numbers(summary.get("metrics") or {})}
     values = {k: v for k, v in values.items() if k not in _LEFT_OUT}
     values |= _numbers({"final_loss": summary.get("final_loss"), "peak_memory": summary.get("peak_memory")})
-    values |= _numbers({"peak_gpu_memory": summary.get("peak_gpu_memory"), "wall_time": process.get("seconds")})
+    # A run that was cut and went on has no time of its own: what its first process took is not known to the second.
+    whole = None if manifest.get("attempts") else process.get("seconds")
+    values |= _numbers({"peak_gpu_memory": summary.get("peak_gpu_memory"), "wall_time": whole})
     values |= timings(rows)
     return Measured(arm, seed, str(folder), "finished", values, _curves(rows), _items(folder), facts=facts)
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
 
 WINDOW = "window-{}.json"
+LINES = "lines.json"
+"""Lines in each of the run's files when the checkpoint was written."""
 SUMS = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
 """What the library's loop sums between two lines of the log."""
 
@@ -136,6 +138,8 @@ def durable(base: type) -> type:
                         file = folder / WINDOW.format(self.args.process_index)
                         file.write_text(json.dumps(window_of(self)), encoding="utf-8")
                     self._staging = None
+                    if writes and owner._run is not None:
+                        (folder / LINES).write_text(json.dumps(owner._run.line_counts()), encoding="utf-8")
                     self.accelerator.wait_for_everyone()
                     if writes:
                         manager.commit(step, keep=() if best is None else (best,))

@@ -7,13 +7,14 @@ value that is not finite never counts as better.
     evaluations   0.60  0.71  0.70  0.71          patience 2: stops after the fourth, keeps the weights of the second
 
 The trained weights of each new best are written to `best/step-N.safetensors` in the run folder, and taken back at the
-end; the folder is removed then. `train.keep_best: model` does the same in a run that is not stopped early, and
-`keep_best: checkpoint` writes a checkpoint at each new best evaluation, keeps the newest of them whatever
+end; the folder is removed when the model is saved. `train.keep_best: model` does the same in a run that is not stopped
+early, and `keep_best: checkpoint` writes a checkpoint at each new best evaluation, keeps the newest of them whatever
 `train.save_total_limit` says, and removes the one before. A resumed run counts on from `metrics.jsonl`.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,13 @@ from aligntune.core.best import count, has_value, held_out, keep_items, stored_e
 from aligntune.core.held_out import renew
 from aligntune.errors import ConfigurationError, TrainingError
 from aligntune.eval.in_training import PREFIX
+from aligntune.utils.checkpoints import BEST
+from aligntune.utils.files import sync_file, sync_folder
 from aligntune.utils.run_folder import EVALUATION
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
 
-FOLDER = "best"
 UNMEASURED = ("step", "epoch", "time")
 
 
@@ -71,7 +73,8 @@ def replay(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
     known, steps = stored_evaluations(trainer._run.path)
     trainer._directions.update(known)
     for row in rows:
-        found = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k not in UNMEASURED}
+        unmeasured = UNMEASURED if "loss" not in row else ("step", "time")  # the library's own lines know the epoch
+        found = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k not in unmeasured}
         trainer.state.metrics.update(found)
         values = {k: v for k, v in found.items() if held_out(k)}
         if values:
@@ -106,8 +109,12 @@ def last_evaluation(trainer: Trainer) -> dict[str, float]:
                 f"of {state.step}; the model has the weights of that step"
             ]
         )
-    shutil.rmtree(folder, ignore_errors=True)
     return dict(state.best_values)
+
+
+def drop_best(trainer: Trainer) -> None:
+    """Remove the weights of the best evaluation, when the model that has them is saved."""
+    shutil.rmtree(_folder(trainer), ignore_errors=True)
 
 
 def best_checkpoint(trainer: Trainer) -> Path | None:
@@ -146,7 +153,7 @@ def drop_former_best(trainer: Trainer) -> None:
 
 
 def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.config.output_dir).expanduser() / FOLDER
+    return Path(trainer.config.output_dir).expanduser() / BEST
 
 
 def _trained(trainer: Trainer) -> dict[str, Any]:
@@ -162,10 +169,11 @@ def _save(trainer: Trainer, step: int) -> None:
 
     folder = _folder(trainer)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: weight.detach().cpu().contiguous() for name, weight in _trained(trainer).items()},
-        folder / f"step-{step}.safetensors",
-    )
+    made = folder / f".step-{step}.safetensors"
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in _trained(trainer).items()}, made)
+    sync_file(made)  # a checkpoint that follows counts on it
+    os.replace(made, folder / f"step-{step}.safetensors")
+    sync_folder(folder)
     keep_items(Path(trainer._run.path) / EVALUATION, folder / f"step-{step}")
     # A run that goes on from the newest checkpoint may still need the best weights of before that checkpoint.
     at = trainer.state.checkpoint_path

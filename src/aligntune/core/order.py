@@ -74,5 +74,6 @@ class DataOrder:
         if self._written == self.batches:
             return
         self._written, state = self.batches, self._trainer.state
-        row = {"step": state.step, "epoch": round(state.epoch, ROUNDED)}
+        first = getattr(self._trainer, "first_step", 0)  # a round's steps follow those of the rounds before
+        row = {"step": first + state.step, "epoch": round(state.epoch, ROUNDED)}
         append_line(self._trainer._run.path / ORDER, {**row, "batches": self.batches, "sha256": self.digest})

@@ -17,8 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +27,7 @@ from aligntune.core.config.io import build_config, effective
 from aligntune.core.config.root import RunConfig
 from aligntune.core.isolation import clean_environment
 from aligntune.core.state import TrainingState, TrainResult
+from aligntune.utils.parent import end_with
 
 
 class ProcessTrainer:
@@ -68,6 +67,10 @@ class ProcessTrainer:
     def save_model(self, path: str | Path | None = None) -> Path:
         """See `Trainer.save_model`."""
         return Path(self._call("save_model", path=str(path) if path else None))
+
+    def save_merged(self, path: str | Path) -> Path:
+        """See `Merging.save_merged`."""
+        return Path(self._call("save_merged", path=str(path)))
 
     def load_model(self, path: str | Path) -> None:
         """See `Trainer.load_model`."""
@@ -208,16 +211,9 @@ def _ended(code: int, when: str, python: str | None = None) -> errors.TrainingEr
     )
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, however that ended: nobody could take its answer."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
 def _serve() -> None:
     """The worker: build the trainer, then answer calls until standard input ends."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with(os.getppid())  # nobody could take its answer
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
     trainer: Any = None

@@ -12,9 +12,11 @@ Source: the run folder's own files; nothing here reads a model.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aligntune.core.durable import LINES
 from aligntune.core.early_stopping import replay
 from aligntune.core.saving import Checkpoint, find_checkpoint
 from aligntune.utils.checkpoints import STAGING, CheckpointManager
@@ -62,5 +64,14 @@ def begin(trainer: Trainer, start: Checkpoint | None) -> Checkpoint | None:
     elif not outside:
         start, notes = CheckpointManager(trainer._run.path).settle(start)
         trainer._tell(notes)
-    replay(trainer, trainer._run.rewind(start.step if start else 0))
+    replay(trainer, trainer._run.rewind(start.step, _counts(start)) if start else trainer._run.rewind(-1))
     return start
+
+
+def _counts(start: Checkpoint) -> dict[str, int] | None:
+    """Lines that the run's files had at a checkpoint; None for the end of a round, after which all steps are later."""
+    file = Path(start.path) / LINES
+    if not file.is_file():
+        return None
+    counts: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
+    return counts

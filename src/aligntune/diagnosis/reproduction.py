@@ -31,6 +31,7 @@ from aligntune.diagnosis.curves import TOLERANCE
 from aligntune.diagnosis.diff import RunDiff, compare_stored
 from aligntune.diagnosis.differences import LIKELIHOOD, Difference, differences, rank
 from aligntune.diagnosis.stored import Stored, read_stored
+from aligntune.utils.parent import child_environment
 from aligntune.utils.run_folder import CONFIG, RunFolder
 
 KEPT_ENVIRONMENT = re.compile(r"^(OMP_|MKL_|CUBLAS_|PYTHONHASHSEED|TOKENIZERS_|TORCH_|PYTORCH_|HF_HUB_OFFLINE)")
@@ -207,7 +208,7 @@ def _child(command: list[str], stored: Stored) -> subprocess.CompletedProcess[st
     process = subprocess.Popen(
         command,
         cwd=_folder(stored),
-        env=_environment(stored),
+        env=child_environment(_environment(stored)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -123,10 +123,10 @@ class EvalRunner:
             result = EvalResult(name, results, self.config.seed, time.monotonic() - start, notes)
             if folder is not None:
                 result.save(folder.path)
-                for path in (folder.path / ITEMS).glob(f"*{JOURNAL}"):
-                    path.unlink()
                 values = {task.name: task.values() for task in result.tasks.values()}
                 folder.mark_finished({"model": name, "tasks": values})
+                for path in (folder.path / ITEMS).glob(f"*{JOURNAL}"):  # now that nothing has to go on from them
+                    path.unlink()
         return result
 
     def prepare(self, *, judge_is_asked: bool = False) -> list[Job]:

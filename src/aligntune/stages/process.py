@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from aligntune.core.isolation import clean_environment
+from aligntune.utils.parent import child_environment
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def run_process(arguments: Sequence[str], log: Path) -> Ended:
             stdin=subprocess.DEVNULL,
             stdout=printed,
             stderr=errors,
-            env=clean_environment(),
+            env=child_environment(clean_environment()),
             start_new_session=True,
         )
         with _passing_on(process) as asked:

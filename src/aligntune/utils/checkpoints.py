@@ -42,6 +42,8 @@ STAGING = ".saving"
 """Folder of a checkpoint that is being written."""
 ABANDONED = "abandoned"
 """Folder of checkpoints that lie after the one that a run was resumed from."""
+BEST = "best"
+"""Folder of the weights of the best evaluation, which belong to no checkpoint."""
 STATE = "trainer_state.json"
 """The library's own record of its step."""
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -330,7 +332,7 @@ def _files(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        foreign = any(p.startswith(".") or p == ABANDONED or NAME.fullmatch(p) for p in parts)
+        foreign = any(p.startswith(".") or p in (ABANDONED, BEST) or NAME.fullmatch(p) for p in parts)
         if path.is_file() and not foreign and path != folder / MARKER:
             found.append(path)
     return found
