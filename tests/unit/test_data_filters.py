@@ -17,8 +17,9 @@ from aligntune.core.config import DatasetConfig, FilterConfig
 from aligntune.data import inspect_source, prepare_dataset, split_rows
 from aligntune.data.filters import RowFilter, row_text
 from aligntune.data.messages import RowProblem
-from aligntune.data.mixing import mix
+from aligntune.data.mixing import mix, mixed_rows
 from aligntune.data.presets import PRESETS, get_preset
+from aligntune.data.table import RowTable
 from aligntune.errors import AlignTuneError, ConfigurationError, ValidationError
 
 ENGLISH = "The weather in the mountains was cold and the people stayed inside their houses all day long."
@@ -147,9 +148,13 @@ def test_a_split_is_a_permutation(labels: list[str], share: float, seed: int, ho
 
 @given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=3), seed=st.integers(0, 99))
 def test_mixing_whole_sources_is_a_permutation(sizes: list[int], seed: int) -> None:
-    parts = [[{"row": f"{i}-{j}"} for j in range(size)] for i, size in enumerate(sizes)]
-    mixed, _ = mix(parts, [1.0] * len(parts), ["x"] * len(parts), seed)
-    assert sorted(row["row"] for row in mixed) == sorted(row["row"] for part in parts for row in part)
+    parts = [RowTable() for _ in sizes]
+    for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        part.extend({"row": f"{i}-{j}"} for j in range(size))
+    mixed, _ = mixed_rows(parts, [1.0] * len(parts), ["x"] * len(parts), seed)
+    assert sorted(mixed.dataset()["row"]) == sorted(f"{i}-{j}" for i, size in enumerate(sizes) for j in range(size))
+    order, _ = mix(sizes, [1.0] * len(parts), ["x"] * len(parts), seed)
+    assert list(mixed.dataset()["row"]) == [f"{i}-{j}" for i, j in order]
 
 
 def test_stratified_and_balanced_by_hand() -> None:

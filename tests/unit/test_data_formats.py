@@ -352,10 +352,10 @@ def test_equal_weights_join_sources_whole(prepare: Prepare) -> None:
     [((90, 90), (2, 1), (90, 45)), ((30, 300), (0.3, 0.7), (30, 70)), ((10, 10, 10), (1, 1, 2), (5, 5, 10))],
 )
 def test_weights_are_shares_without_repeats(sizes: tuple, weights: tuple, counts: tuple) -> None:
-    parts = [[{"text": f"{p}-{i}"} for i in range(size)] for p, size in enumerate(sizes)]
-    rows, note = mix(parts, list(weights), [f"s{i}" for i in range(len(sizes))], seed=0)
-    assert tuple(sum(r["text"].startswith(f"{p}-") for r in rows) for p in range(len(sizes))) == counts
-    assert len({r["text"] for r in rows}) == len(rows)
+    order, note = mix(list(sizes), list(weights), [f"s{i}" for i in range(len(sizes))], seed=0)
+    assert tuple(sum(part == p for part, _ in order) for p in range(len(sizes))) == counts
+    assert len(set(order)) == len(order)
+    assert all(0 <= row < sizes[part] for part, row in order)
     assert f"{counts[0]} of {sizes[0]} rows from s0" in note
 
 

@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntune.data.places import cache_folder
+from aligntune.data.table import BLOCK, METADATA, Spool, as_dataset, spooling_in
 from aligntune.errors import ConfigurationError, ValidationError
 
 if TYPE_CHECKING:
@@ -107,11 +108,19 @@ class DatasetCache:
                 except Damage as damage:
                     note = f"The data cache's entry {key[:12]} is damaged ({damage.reason}); it is built again."
                     self._remove(self.entries / key)
-            prepared = build()
             try:
-                self._store(key, prepared, parts)
+                workspace = Path(tempfile.mkdtemp(dir=self.entries, prefix=".part-"))
             except OSError as error:
-                return self._unkept(prepared, error), False
+                return self._unkept(build(), error), False
+            try:
+                with spooling_in(workspace):
+                    prepared = build()
+                try:
+                    self._store(key, prepared, parts)
+                except OSError as error:
+                    return self._unkept(prepared, error), False
+            finally:
+                shutil.rmtree(workspace, ignore_errors=True)  # what is mapped from it stays mapped
             stored = self._open(key)
         finally:
             lock.release()
@@ -310,15 +319,19 @@ def checksum(path: Path) -> str:
 
 
 def write_table(dataset: datasets.Dataset, path: Path) -> None:
-    """Write a data set's rows and features as one Arrow stream."""
+    """Write a data set's rows and features as one Arrow stream, or take the file that holds them already."""
     import pyarrow as pa
 
-    flat = dataset.flatten_indices(keep_in_memory=True) if dataset._indices is not None else dataset
-    table = flat.data.table
-    features = json.dumps({"features": flat.features.to_dict()}).encode()
-    table = table.replace_schema_metadata({b"aligntune": features})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=1000)
+    spooled = Spool.file_of(dataset)
+    if spooled is not None and spooled.parent.parent == path.parent.parent:
+        os.replace(spooled, path)
+        return
+    features = dataset.features
+    schema = features.arrow_schema.with_metadata({METADATA: json.dumps({"features": features.to_dict()}).encode()})
+    arrow = dataset.with_format("arrow")
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for start in range(0, len(dataset), BLOCK):
+            writer.write_table(arrow[start : start + BLOCK].replace_schema_metadata(schema.metadata))
 
 
 def read_table(path: Path, fingerprint: str) -> datasets.Dataset:
@@ -328,14 +341,12 @@ def read_table(path: Path, fingerprint: str) -> datasets.Dataset:
     the entry.
     """
     import pyarrow as pa
-    from datasets import Dataset, DatasetInfo, Features
-    from datasets.table import InMemoryTable
+    from datasets import Features
 
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_stream(source).read_all()
-    features = Features.from_dict(json.loads(table.schema.metadata[b"aligntune"])["features"])
-    table = table.replace_schema_metadata(features.arrow_schema.metadata)
-    return Dataset(InMemoryTable(table), info=DatasetInfo(features=features), fingerprint=fingerprint)
+    features = Features.from_dict(json.loads(table.schema.metadata[METADATA])["features"])
+    return as_dataset(table, features, fingerprint)
 
 
 def _with_notes(prepared: Prepared, more: list[str]) -> Prepared:

@@ -24,7 +24,7 @@ from typing import Any
 from aligntune.algorithms.base import Schema
 from aligntune.data.labels import Labels
 from aligntune.data.manager import Prepared
-from aligntune.data.storage import to_dataset
+from aligntune.data.table import RowTable
 from aligntune.errors import ValidationError
 
 IGNORED = -100
@@ -120,8 +120,7 @@ def encode(
         ValidationError: no row has a token, or a label is not in the list.
     """
     words = Schema(schema) is Schema.TOKENS
-    rows: list[dict[str, Any]] = []
-    tally = _Tally()
+    rows, tally = RowTable(), _Tally()
     source = prepared.dataset
     for start in range(0, len(source), CHUNK):
         batch = list(source.select(range(start, min(start + CHUNK, len(source)))))
@@ -135,14 +134,14 @@ def encode(
             tally.add(encoded, words)
             if encoded.ids and numbers != [IGNORED] * len(encoded.ids):
                 extra = {"positions": encoded.positions} if words else {}
-                rows.append({**row, "input_ids": encoded.ids, "labels": numbers, **extra})
-    if not rows:
+                rows.add({**row, "input_ids": encoded.ids, "labels": numbers, **extra})
+    if not len(rows):
         raise ValidationError(
             f"none of the {len(source)} rows of {prepared.source} has a token with a label",
             hint="check the data and the tokenizer, or raise model.max_seq_length",
         )
     notes = [*prepared.notes, *tally.notes(len(source), len(rows), cut_by or f"model.max_seq_length = {max_length}")]
-    return dataclasses.replace(prepared, dataset=to_dataset(rows), notes=notes)
+    return dataclasses.replace(prepared, dataset=rows.dataset(), notes=notes)
 
 
 def _numbers(row: dict[str, Any], encoded: Encoded, labels: Labels) -> list[int]:

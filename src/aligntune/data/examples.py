@@ -380,8 +380,8 @@ def canonical(example: Example, schema: Schema) -> dict[str, Any]:
     return {**row, "label": example.label} if schema is Schema.UNPAIRED else row
 
 
-def unpaired(pairs: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
-    """Preference rows as rows with a label, two for each; `pair` names the pair that a row comes from."""
+def unpaired(pairs: list[dict[str, Any]], source: str, start: int = 0) -> list[dict[str, Any]]:
+    """Preference rows as rows with a label, two for each; `pair` names the pair that a row comes from, from `start`."""
     return [
         {
             "prompt": row["prompt"],
@@ -390,7 +390,7 @@ def unpaired(pairs: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
             "label": label,
             "pair": f"{source}:{i}",
         }
-        for i, row in enumerate(pairs)
+        for i, row in enumerate(pairs, start)
         for side, label in (("chosen", True), ("rejected", False))
     ]
 

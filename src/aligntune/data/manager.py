@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +26,12 @@ from aligntune.data.formats import FORMATS, Plan, make_plan
 from aligntune.data.labels import Labels, declared_labels
 from aligntune.data.loaders.base import BaseLoader
 from aligntune.data.messages import RowFault, RowProblem, spoken
-from aligntune.data.mixing import mix
+from aligntune.data.mixing import mixed_rows
 from aligntune.data.objects import as_sources
 from aligntune.data.presets import Preset, get_preset, preset_of_hub_id
 from aligntune.data.resolver import LoaderResolver
 from aligntune.data.rows import BadRows, Rows
-from aligntune.data.storage import content_hash, to_dataset
+from aligntune.data.table import RowTable
 from aligntune.errors import ConfigurationError, ValidationError
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class Prepared:
 class _Part:
     """The canonical rows of one source."""
 
-    rows: list[dict[str, Any]]
+    rows: RowTable
     format: str
     source: str
     notes: list[str]
@@ -126,6 +125,45 @@ def unreadable_note(bad: list[dict[str, Any]], seen: int) -> list[str]:
     return [f"Skipped {len(bad)} of {seen} rows that cannot be read ({told})."]
 
 
+class _Kept:
+    """The canonical rows of a source as they are made, in file order.
+
+    Args:
+        source: in words, for the names of pairs.
+        drawn: they come in random order, and so wait for the last.
+        apart: pairs become two rows each.
+    """
+
+    def __init__(self, source: str, *, drawn: bool, apart: bool) -> None:
+        self.source, self.pairs, self._count = source, 0, 0
+        self._apart = apart
+        self._waiting: list[tuple[int, dict[str, Any]]] | None = [] if drawn else None
+        self._table = RowTable(hashed=True)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, index: int, row: dict[str, Any]) -> None:
+        """Row `index` of the source."""
+        self._count += 1
+        if self._waiting is not None:
+            self._waiting.append((index, row))
+        else:
+            self._put(row, self._count - 1)
+
+    def _put(self, row: dict[str, Any], number: int) -> None:
+        pair = self._apart and "chosen" in row
+        self.pairs += pair
+        self._table.extend(unpaired([row], self.source, number) if pair else [row])
+
+    def table(self) -> RowTable:
+        """All of them."""
+        for number, (_, row) in enumerate(sorted(self._waiting or [], key=lambda item: item[0])):
+            self._put(row, number)
+        self._waiting = None
+        return self._table
+
+
 class DataManager:
     """Prepares sources for one schema.
 
@@ -151,16 +189,16 @@ class DataManager:
         if len(parts) == 1:
             rows, notes = parts[0].rows, parts[0].notes
         else:
-            rows, mixed = mix(
+            rows, mixed = mixed_rows(
                 [p.rows for p in parts], [s.weight for s in sources], [p.source for p in parts], self.seed
             )
             notes = [note for part in parts for note in part.notes] + [mixed]
         return Prepared(
-            dataset=to_dataset(rows, _column_order(rows, self.schema)),
+            dataset=rows.dataset(_column_order(rows.names)),
             format=" + ".join(dict.fromkeys(part.format for part in parts)),
             notes=notes,
             source="; ".join(part.source for part in parts),
-            content_hash=content_hash(rows),
+            content_hash=rows.content_hash(),
             class_names=declared_labels([part.class_names for part in parts]),
             skipped=[row for part in parts for row in part.skipped],
         )
@@ -197,38 +235,32 @@ class DataManager:
         if self.schema in LABELLED:
             rows = rows.with_class_names(set(plan.fields.columns.values()))
         done, more, skipped = self._convert(rows, plan, count, source)
-        if self.schema is Schema.UNPAIRED and "chosen" in done[0]:
-            more.append(
-                f"{len(done)} pairs are taken apart: each chosen answer is desirable, each rejected one is not."
-            )
-            done = unpaired(done, rows.source)
         return _Part(done, plan.format, rows.source, [*notes, *more], _class_names(rows, plan), skipped)
 
     def _convert(
         self, rows: Rows, plan: Plan, count: int | None, source: DatasetConfig
-    ) -> tuple[list[dict[str, Any]], list[str], list[dict[str, Any]]]:
+    ) -> tuple[RowTable, list[str], list[dict[str, Any]]]:
         """Canonical rows in file order, `count` of them drawn with the seed (None: all), notes, and what is missing."""
         tally, facts = _Tally(), Counter[str]()
         bad, kept_by = BadRows(source.on_bad_row == "skip"), RowFilter(source.filter)
         columns = rows.columns
-        kept: list[tuple[int, dict[str, Any]]] = []
+        kept = _Kept(rows.source, drawn=count is not None, apart=self.schema is Schema.UNPAIRED)
         seen = 0
-        for index in _draw(len(rows), count, self.seed):
+        for index, raw in rows.walk(None if count is None else _draw(len(rows), self.seed), count or 1):
             if count is not None and len(kept) == count:
                 break
             seen += 1
-            raw = rows.rows[index]
             row = {name: raw.get(name) for name in columns} if len(raw) < len(columns) else raw
             try:
                 made = self.one(row, plan, facts)
                 kept_by.check(made)
-                kept.append((index, made))
+                kept.add(index, made)
             except RowProblem as problem:
                 tally.add(str(problem), rows.place(index), row)
             except (RowFault, ValidationError) as error:
                 bad.take(rows.place(index), placed(rows.place(index), error), row)
         notes = tally.notes(seen) + unreadable_note(rows.skipped + bad.rows, seen + len(rows.skipped))
-        if not kept:
+        if not len(kept):
             raise ValidationError(
                 f"none of the {seen} rows of {rows.source} can be used as '{self.schema.value}': {notes[0]}",
                 hint="check `format` and `column_mapping`" + (", and `filter`" if kept_by.active else ""),
@@ -237,8 +269,12 @@ class DataManager:
         if count is not None:
             drawn = f"{len(kept)} of {len(rows)} rows with seed {self.seed}"
             notes.append(f"Drew {drawn}." if len(kept) == count else f"Drew {drawn}; {count} were asked for.")
-        done = [row for _, row in sorted(kept, key=lambda item: item[0])]
-        return done, notes, rows.skipped + bad.rows + tally.rows
+        table = kept.table()
+        if kept.pairs:
+            notes.append(
+                f"{kept.pairs} pairs are taken apart: each chosen answer is desirable, each rejected one is not."
+            )
+        return table, notes, rows.skipped + bad.rows + tally.rows
 
     def one(self, row: dict[str, Any], plan: Plan, facts: Counter[str]) -> dict[str, Any]:
         """The canonical row of a source's row; `facts` counts what is worth a note.
@@ -386,19 +422,16 @@ def preset_of(source: DatasetConfig) -> tuple[Preset | None, DatasetConfig, list
     return preset, source, notes
 
 
-def _draw(total: int, count: int | None, seed: int) -> Iterator[int]:
+def _draw(total: int, seed: int) -> list[int]:
     """Row numbers in the order in which they are tried; a smaller draw is a beginning of a larger one."""
     order = list(range(total))
-    if count is not None:
-        random.Random(seed).shuffle(order)
-    yield from order
+    random.Random(seed).shuffle(order)
+    return order
 
 
-def _column_order(rows: list[dict[str, Any]], schema: Schema) -> list[str]:
+def _column_order(names: dict[str, bool]) -> list[str]:
     """Columns that hold something: an optional column that is null in every row is left out."""
-    optional = {"tools", "reference", "pair"}
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [n for n in names if n not in optional or any(row.get(n) is not None for row in rows)]
+    return [name for name, held in names.items() if held or name not in ("tools", "reference", "pair")]
 
 
 def prepare_dataset(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from aligntune.algorithms.base import Schema
 from aligntune.data.manager import Prepared
 from aligntune.data.messages import Message
+from aligntune.data.table import only
 from aligntune.data.tokenised import Count, LossOn, TokenTable, joined, tokenise
 from aligntune.data.tokens import Tokens, common_prefix, fit_to_template, plain_rows
 from aligntune.errors import ConfigurationError, ValidationError
@@ -78,7 +79,7 @@ def render(
     dataset, notes = prepared.dataset, list(prepared.notes)
     if schema is not Schema.PROMPT:
         wanted = ("prompt", "completion", "label", "pair", "chosen", "rejected", "messages", "text", "tools")
-        dataset = dataset.select_columns([c for c in dataset.column_names if c in wanted])
+        dataset = only(dataset, [c for c in dataset.column_names if c in wanted])
     if tokens.template is None:
         if schema is not Schema.TEXT:
             dataset, note = plain_rows(dataset, schema)

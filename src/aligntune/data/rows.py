@@ -13,10 +13,11 @@ Slices mean what they mean in the `datasets` library, which parses them.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.registry import nearest
@@ -52,6 +53,118 @@ class BadRows:
         self.rows.append({"place": place, "reason": reason if found else error.message, "row": content})
 
 
+class ReadAgain(Sequence[dict[str, Any]]):
+    """Rows of a large source, which are read from it each time that they are gone through.
+
+    Asked for a row by its number they are read into memory, once.
+
+    Args:
+        read: the rows, each with its place, from the beginning.
+        count: how many they are.
+        columns: every key of any row, in order of first appearance.
+        source: in words, for messages.
+    """
+
+    def __init__(
+        self, read: Callable[[], Iterator[tuple[str, dict[str, Any]]]], count: int, columns: list[str], source: str
+    ) -> None:
+        self.read, self.count, self.columns, self.source = read, count, columns, source
+        self._kept: list[tuple[str, dict[str, Any]]] | None = None
+        self._at: tuple[int, str] = (-1, "")
+
+    @classmethod
+    def of(cls, read: Callable[[], Iterator[tuple[str, dict[str, Any]]]], source: str) -> ReadAgain:
+        """The rows, gone through once to see how many they are and which columns they have."""
+        names: dict[str, None] = {}
+        seen: set[tuple[str, ...]] = set()
+        count = 0
+        for _, row in read():
+            count += 1
+            keys = tuple(row)
+            if keys not in seen:
+                seen.add(keys)
+                names.update(dict.fromkeys(keys))
+        return cls(read, count, list(names), source)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _placed(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        number = -1
+        for number, (place, row) in enumerate(self.read()):
+            if number == self.count:
+                break
+            self._at = (number, place)
+            yield place, row
+        if number != self.count - 1:
+            raise ValidationError(
+                f"{self.source} changed while it was read: it had {self.count} rows",
+                hint="start again when the file is complete",
+            )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (row for _, row in self._placed())
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            if index.start in (None, 0) and index.step in (None, 1) and index.stop is not None and index.stop >= 0:
+                return list(itertools.islice(self, index.stop))
+            return [row for _, row in self._all()[index]]
+        return self._all()[index][1]
+
+    def _all(self) -> list[tuple[str, dict[str, Any]]]:
+        if self._kept is None:
+            self._kept = list(self._placed())
+        return self._kept
+
+    def place(self, index: int) -> str:
+        """Where row `index` stands."""
+        return self._at[1] if self._at[0] == index else self._all()[index][0]
+
+    def selected(self, indices: list[int]) -> ReadAgain | None:
+        """The rows at numbers that rise; None where these do not."""
+        if any(b <= a for a, b in itertools.pairwise(indices)) or self._kept is not None:
+            return None
+
+        def read() -> Iterator[tuple[str, dict[str, Any]]]:
+            wanted = iter(indices)
+            number = next(wanted, None)
+            for i, placed in enumerate(self._placed()):
+                if number is None:
+                    break
+                if i == number:
+                    yield placed
+                    number = next(wanted, None)
+
+        return ReadAgain(read, len(indices), self.columns, self.source)
+
+    def drawn(self, order: Sequence[int], at_once: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Rows at numbers in any order, `at_once` of them in memory; with their numbers."""
+        for start in range(0, len(order), at_once):
+            numbers = order[start : start + at_once]
+            part = self.selected(sorted(numbers))
+            found = dict(
+                zip(sorted(numbers), part._placed() if part else (self._all()[i] for i in sorted(numbers)), strict=True)
+            )
+            for index in numbers:
+                place, row = found[index]
+                self._at = (index, place)
+                yield index, row
+
+    def changed(self, change: Callable[[dict[str, Any]], dict[str, Any]], columns: list[str]) -> ReadAgain:
+        """The rows, each as `change` gives it back."""
+        return ReadAgain(
+            lambda: ((place, change(row)) for place, row in self._placed()), self.count, columns, self.source
+        )
+
+
 @dataclass
 class Rows:
     """Rows of one source.
@@ -65,7 +178,7 @@ class Rows:
         skipped: rows that could not be read, as `BadRows` keeps them.
     """
 
-    rows: list[dict[str, Any]]
+    rows: Sequence[dict[str, Any]]
     source: str
     places: Sequence[str] | None = None
     notes: list[str] = field(default_factory=list)
@@ -77,11 +190,15 @@ class Rows:
 
     def place(self, index: int) -> str:
         """Where row `index` (from 0) stands."""
+        if isinstance(self.rows, ReadAgain):
+            return self.rows.place(index)
         return self.places[index] if self.places is not None else f"{self.source}, row {index + 1}"
 
     @property
     def columns(self) -> list[str]:
         """Every key of any row, in order of first appearance."""
+        if isinstance(self.rows, ReadAgain):
+            return self.rows.columns
         names: dict[str, None] = {}
         seen: set[tuple[str, ...]] = set()
         for row in self.rows:
@@ -91,9 +208,27 @@ class Rows:
                 names.update(dict.fromkeys(keys))
         return list(names)
 
+    def walk(self, order: Sequence[int] | None = None, at_once: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Rows with their numbers; `place` of the one that came last costs nothing.
+
+        Args:
+            order: numbers of rows; None goes through all in file order.
+            at_once: so many of them are asked for together, where a large source is read again for them.
+        """
+        if order is None:
+            yield from enumerate(self.rows)
+        elif isinstance(self.rows, ReadAgain):
+            yield from self.rows.drawn(order, at_once)
+        else:
+            for index in order:
+                yield index, self.rows[index]
+
     def select(self, indices: Iterable[int]) -> Rows:
         """The rows at `indices`, each keeping its place."""
         chosen = list(indices)
+        fewer = self.rows.selected(chosen) if isinstance(self.rows, ReadAgain) else None
+        if fewer is not None:
+            return Rows(fewer, self.source, None, list(self.notes), self.class_names, self.skipped)
         places = [self.place(i) for i in chosen]
         return Rows(
             [self.rows[i] for i in chosen], self.source, places, list(self.notes), self.class_names, self.skipped
@@ -104,8 +239,19 @@ class Rows:
         named = {column: names for column, names in self.class_names.items() if column in columns}
         if not named:
             return self
-        rows = [{**row, **{c: _named(row.get(c), names) for c, names in named.items()}} for row in self.rows]
+
+        def change(row: dict[str, Any]) -> dict[str, Any]:
+            return {**row, **{c: _named(row.get(c), names) for c, names in named.items()}}
+
+        rows = self._changed(change, list(dict.fromkeys([*self.columns, *named])))
         return Rows(rows, self.source, self.places, self.notes, self.class_names, self.skipped)
+
+    def _changed(
+        self, change: Callable[[dict[str, Any]], dict[str, Any]], columns: list[str]
+    ) -> Sequence[dict[str, Any]]:
+        if isinstance(self.rows, ReadAgain):
+            return self.rows.changed(change, columns)
+        return [change(row) for row in self.rows]
 
     def with_columns(self, columns: Sequence[str]) -> Rows:
         """The rows with these columns alone.
@@ -115,7 +261,7 @@ class Rows:
         """
         found = self.columns
         check_columns(columns, found, self.source)
-        rows = [{name: row[name] for name in columns if name in row} for row in self.rows]
+        rows = self._changed(lambda row: {name: row[name] for name in columns if name in row}, list(columns))
         return Rows(rows, self.source, self.places, self.notes, self.class_names, self.skipped)
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from aligntune.algorithms.base import Schema
+from aligntune.data.table import Spool
 from aligntune.data.tokens import Tokens, common_prefix
 
 if TYPE_CHECKING:
@@ -64,18 +65,21 @@ class Count:
 
 
 class TokenTable:
-    """Columns of token rows, kept as Arrow arrays while they are made."""
+    """Columns of token rows, kept as Arrow, on disk once they are many (`aligntune.data.table.Spool`)."""
 
     def __init__(self) -> None:
-        self._parts: list[Any] = []
+        self._spool: Spool | None = None
 
     def add(self, columns: Columns) -> None:
         """The rows of one batch."""
         import pyarrow as pa
+        from datasets import Features, List, Value
 
-        ids = pa.list_(pa.int32())
-        arrays = {n: pa.array(v, pa.bool_() if n == "label" else ids) for n, v in columns.items()}
-        self._parts.append(pa.table(arrays))
+        if self._spool is None:
+            kinds = {name: Value("bool") if name == "label" else List(Value("int32")) for name in columns}
+            self._spool = Spool(Features(kinds))
+        schema = self._spool.schema
+        self._spool.add(pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema))
 
     @staticmethod
     def features(schema: Schema) -> Any:
@@ -86,15 +90,14 @@ class TokenTable:
         return Features({name: List(Value("int32")) for name in names})
 
     def dataset(self) -> datasets.Dataset:
-        """All rows in order."""
-        import pyarrow as pa
-        from datasets import Dataset
-        from datasets.fingerprint import generate_random_fingerprint
-        from datasets.table import InMemoryTable
+        """All rows in order.
 
-        # Without one the library pickles the whole table to make it.
-        fingerprint = generate_random_fingerprint()
-        return Dataset(InMemoryTable(pa.concat_tables(self._parts)), fingerprint=fingerprint)
+        Raises:
+            ValueError: no batch was added.
+        """
+        if self._spool is None:
+            raise ValueError("no batch was added")
+        return self._spool.dataset()
 
 
 def tokenise(

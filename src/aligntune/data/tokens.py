@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.data.messages import Message, plain_completion, plain_conversation, plain_prompt, spoken
-from aligntune.data.storage import to_dataset
+from aligntune.data.table import BLOCK, RowTable, only
 from aligntune.errors import ValidationError
 
 if TYPE_CHECKING:
     import datasets
 
+Columns = dict[str, list[Any]]
 CONVERSATIONS = ("messages", "prompt", "completion", "chosen", "rejected")
 
 
@@ -208,27 +209,37 @@ def common_prefix(ids: list[int], others: list[int]) -> int:
 
 def plain_rows(dataset: datasets.Dataset, schema: Schema) -> tuple[datasets.Dataset, str]:
     """Message lists as plain text, and the sentence that says in which form."""
-    changed: dict[str, list[str]]
+    names = dataset.column_names
     if schema is Schema.MESSAGES:
-        changed = {"text": [plain_conversation(messages) for messages in dataset["messages"]]}
         gone = ["messages"]
+        change: Callable[[Columns], Columns] = _plain_conversations
     else:
-        prompts = list(dataset["prompt"])
-        changed = {"prompt": [plain_prompt(p) for p in prompts]}
-        for name in ("completion", "chosen", "rejected"):
-            if schema is not Schema.PROMPT and name in dataset.column_names:
-                changed[name] = [plain_completion(p, a) for p, a in zip(prompts, dataset[name], strict=True)]
-        gone = list(changed)
-    order = ["text" if name == "messages" and "text" in changed else name for name in dataset.column_names]
-    gone += [] if schema is Schema.PROMPT or "tools" not in dataset.column_names else ["tools"]
-    dataset = _replace(dataset, changed, gone)
+        answers = [name for name in ("completion", "chosen", "rejected") if name in names and schema != Schema.PROMPT]
+        gone = ["prompt", *answers]
+        change = _plain_pairs
+    order = ["text" if name == "messages" and schema is Schema.MESSAGES else name for name in names]
+    without_tools = schema is not Schema.PROMPT and "tools" in names
+    dataset = _rewritten(dataset, gone, change, [*gone, *(["tools"] if without_tools else [])])
     note = (
         "The tokenizer has no chat template, so conversations are plain text: a single question and a line break, then "
         "the answer; longer ones as 'User:' and 'Assistant:' paragraphs."
     )
-    if "tools" in gone:
+    if without_tools:
         note += " The tool descriptions of the rows are left out."
-    return dataset.select_columns([name for name in order if name in dataset.column_names]), note
+    return only(dataset, [name for name in order if name in dataset.column_names]), note
+
+
+def _plain_conversations(batch: Columns) -> Columns:
+    return {"text": [plain_conversation(messages) for messages in batch["messages"]]}
+
+
+def _plain_pairs(batch: Columns) -> Columns:
+    prompts = batch["prompt"]
+    changed: Columns = {"prompt": [plain_prompt(prompt) for prompt in prompts]}
+    for name, answers in batch.items():
+        if name != "prompt":
+            changed[name] = [plain_completion(p, a) for p, a in zip(prompts, answers, strict=True)]
+    return changed
 
 
 def fit_to_template(dataset: datasets.Dataset, template: str) -> tuple[datasets.Dataset, list[str]]:
@@ -239,18 +250,29 @@ def fit_to_template(dataset: datasets.Dataset, template: str) -> tuple[datasets.
         notes.append("The chat template shows no tools, so the tool descriptions of the rows are left out.")
     calls, results = "tool_calls" not in template, "tool" not in template
     for name in [c for c in CONVERSATIONS if c in dataset.column_names and (calls or results)]:
-        lists = list(dataset[name])
-        if not lists or not isinstance(lists[0], list):
+        if not _has_tools(dataset, name):
             continue
-        if not any(m.get("tool_calls") or m["role"] == "tool" for messages in lists for m in messages):
-            continue
-        fitted = [[_spelled(m, calls, results) for m in messages] for messages in lists]
-        order = dataset.column_names
-        dataset = _replace(dataset, {name: fitted}, [name]).select_columns(order)
+
+        def change(batch: Columns) -> Columns:
+            return {n: [[_spelled(m, calls, results) for m in ms] for ms in values] for n, values in batch.items()}
+
+        dataset = only(_rewritten(dataset, [name], change, [name]), dataset.column_names)
         notes.append(
             f"The chat template knows no tools: tool calls in '{name}' are the assistant's text, results the user's."
         )
     return dataset, notes
+
+
+def _has_tools(dataset: datasets.Dataset, name: str) -> bool:
+    """Whether a column of message lists has a tool call or a tool's result in it."""
+    column = dataset.select_columns([name])
+    for start in range(0, len(column), BLOCK):
+        lists = column[start : start + BLOCK][name]
+        if not isinstance(lists[0], list):
+            return False
+        if any(m.get("tool_calls") or m["role"] == "tool" for messages in lists for m in messages):
+            return True
+    return False
 
 
 def _spelled(message: Message, calls: bool, results: bool) -> Message:
@@ -261,11 +283,15 @@ def _spelled(message: Message, calls: bool, results: bool) -> Message:
     return message
 
 
-def _replace(dataset: datasets.Dataset, changed: dict[str, list[Any]], gone: list[str]) -> datasets.Dataset:
-    """The data set without the columns in `gone` and with the new ones."""
+def _rewritten(
+    dataset: datasets.Dataset, names: list[str], change: Callable[[Columns], Columns], gone: list[str]
+) -> datasets.Dataset:
+    """The data set without the columns in `gone`, and with those that `change` makes of those in `names`."""
     from datasets import concatenate_datasets
 
-    names = list(changed)
-    new = to_dataset([dict(zip(names, values, strict=True)) for values in zip(*changed.values(), strict=True)])
-    rest = dataset.remove_columns(gone)
-    return concatenate_datasets([rest, new], axis=1) if rest.column_names else new
+    made, source = RowTable(), only(dataset, names)
+    for start in range(0, len(dataset), BLOCK):
+        columns = change(source[start : start + BLOCK])
+        made.extend(dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    rest = [name for name in dataset.column_names if name not in gone]
+    return concatenate_datasets([only(dataset, rest), made.dataset()], axis=1) if rest else made.dataset()

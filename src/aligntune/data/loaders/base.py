@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from aligntune import errors
 from aligntune.core.config import DatasetConfig, ReadConfig
-from aligntune.data.rows import BadRows, Rows, split_of_name, take_split
+from aligntune.data.rows import BadRows, ReadAgain, Rows, split_of_name, take_split
 from aligntune.errors import ConfigurationError, ValidationError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Placed = Iterator[tuple[str, dict[str, Any]]]
 """Rows, each with its place."""
 MEGABYTE = 1_000_000
+LARGE = 8 * MEGABYTE
+"""Bytes of a file above which its rows are not held in memory."""
 TEXT_KEYS = ("encoding",)
 FOLDER_KEYS = ("pattern", "recursive", "types")
 
@@ -87,10 +89,21 @@ class FileLoader(BaseLoader):
         """The rows of one file, each with its place, in file order; rows that cannot be read go to `bad`."""
 
     def read_file(self, path: Path, read: ReadConfig | None = None, bad: BadRows | None = None) -> Rows:
-        """All rows of one file."""
-        bad = bad if bad is not None else BadRows()
-        placed = list(self.iterate(path, read or ReadConfig(), bad))
+        """All rows of one file; those of a large file stay there, and are read as they are gone through."""
+        bad, read = bad if bad is not None else BadRows(), read or ReadConfig()
+        if self.by_row(path) and large(path):
+            first: list[BadRows] = [bad]  # the first time through tells of the rows that cannot be read
+
+            def again() -> Placed:
+                return self.iterate(path, read, first.pop() if first else BadRows(skip=True))
+
+            return Rows(ReadAgain.of(again, path.name), path.name, None, self.notes(path, read))
+        placed = list(self.iterate(path, read, bad))
         return Rows([row for _, row in placed], path.name, [place for place, _ in placed], self.notes(path, read))
+
+    def by_row(self, path: Path) -> bool:
+        """Whether `iterate` holds one row at a time rather than the file."""
+        return False
 
     def notes(self, path: Path, read: ReadConfig | None) -> list[str]:
         """Sentences about how this file is read."""
@@ -112,6 +125,13 @@ class FileLoader(BaseLoader):
 
     def identity(self, source: DatasetConfig) -> Any:
         return file_identity(Path(source.name).expanduser())
+
+
+def large(path: Path) -> bool:
+    """Whether a file is better read twice than held in memory."""
+    with readable(path):
+        size = path.stat().st_size
+    return size * (8 if path.suffix.lower() in (".gz", ".parquet") else 1) > LARGE
 
 
 def file_identity(path: Path) -> dict[str, str]:

@@ -33,9 +33,10 @@ from aligntune.data.loaders.base import (
     whole_split,
 )
 from aligntune.data.loaders.conll import CoNLLLoader
+from aligntune.data.loaders.hub import library_rows
 from aligntune.data.loaders.json import JSONLoader
 from aligntune.data.loaders.tabular import CSVLoader, ParquetLoader
-from aligntune.data.rows import BadRows, Rows, class_names, split_base, split_of_name, take_split
+from aligntune.data.rows import BadRows, ReadAgain, Rows, split_base, split_of_name, take_split
 from aligntune.errors import ValidationError
 
 
@@ -192,16 +193,26 @@ def _join(
         parts = [part.with_class_names(part.class_names) for part in parts]
         for part in parts:
             part.class_names = {}
-    places = [
-        part.place(i) if not isinstance(loader, TextLoader) else str(path.relative_to(root))
-        for (path, loader), part in zip(files, parts, strict=True)
-        for i in range(len(part))
-    ]
-    joined = Rows([row for part in parts for row in part.rows], f"{root} ({len(files)} files)", places, notes)
+    named = [str(path.relative_to(root)) if isinstance(loader, TextLoader) else "" for path, loader in files]
+    where = f"{root} ({len(files)} files)"
+    if any(isinstance(part.rows, ReadAgain) for part in parts):
+        columns = list(dict.fromkeys(name for part in parts for name in part.columns))
+        again = ReadAgain(lambda: _chain(parts, named), sum(map(len, parts)), columns, where)
+        joined = Rows(again, where, None, notes)
+    else:
+        placed = list(_chain(parts, named))
+        joined = Rows([row for _, row in placed], where, [place for place, _ in placed], notes)
     for part in parts:
         joined.notes += part.notes
         joined.class_names |= part.class_names
     return joined
+
+
+def _chain(parts: list[Rows], named: list[str]) -> Placed:
+    """The rows of all files, one after the other; files of text stand where they are named."""
+    for part, name in zip(parts, named, strict=True):
+        for index, row in part.walk():
+            yield name or part.place(index), row
 
 
 def _read_saved(root: Path, split: str) -> Rows:
@@ -210,6 +221,5 @@ def _read_saved(root: Path, split: str) -> Rows:
     data = load_from_disk(str(root))
     splits = dict(data) if isinstance(data, DatasetDict) else {"train": data}
     base = split_base(split)
-    rows = splits[base].to_list() if base in splits else []
-    names = class_names(splits[base].features) if base in splits else {}
-    return take_split(Rows(rows, source=str(root), class_names=names), split, known=tuple(str(name) for name in splits))
+    rows = library_rows(splits[base], str(root)) if base in splits else Rows([], source=str(root))
+    return take_split(rows, split, known=tuple(str(name) for name in splits))

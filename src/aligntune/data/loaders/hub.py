@@ -15,8 +15,28 @@ from typing import Any
 from aligntune import errors
 from aligntune.core.config import DatasetConfig
 from aligntune.data.loaders.base import BaseLoader, Placed, refuse_unused_keys, whole_split
-from aligntune.data.rows import BadRows, Rows, check_columns, class_names
+from aligntune.data.rows import BadRows, ReadAgain, Rows, check_columns, class_names
+from aligntune.data.table import BLOCK
 from aligntune.errors import ValidationError
+
+HELD = 10_000
+"""Rows of a library's data set that are held in memory; more are read from its files as they are gone through."""
+
+
+def library_rows(data: Any, where: str) -> Rows:
+    """The rows of a `datasets.Dataset`."""
+    names = class_names(data.features)
+    if len(data) <= HELD:
+        return Rows(data.to_list(), source=where, class_names=names)
+
+    def read() -> Placed:
+        number = 0
+        for block in data.with_format("arrow").iter(BLOCK):
+            for row in block.to_pylist():
+                number += 1
+                yield f"{where}, row {number}", row
+
+    return Rows(ReadAgain(read, len(data), list(data.column_names), where), source=where, class_names=names)
 
 
 class HFLoader(BaseLoader):
@@ -35,7 +55,7 @@ class HFLoader(BaseLoader):
         if source.columns is not None:
             check_columns(source.columns, data.column_names, where)
             data = data.select_columns(source.columns)
-        return Rows(data.to_list(), source=f"{where}, split {source.split}", class_names=class_names(data.features))
+        return library_rows(data, f"{where}, split {source.split}")
 
     def stream(self, source: DatasetConfig, bad: BadRows) -> Placed:
         whole_split(source)

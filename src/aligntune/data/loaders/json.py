@@ -79,6 +79,9 @@ class JSONLoader(FileLoader):
             return _parse_lines(path, read, bad)
         return self._document(path, read, bad)
 
+    def by_row(self, path: Path) -> bool:
+        return _is_lines(path)
+
     def _document(self, path: Path, read: ReadConfig, bad: BadRows) -> Placed:
         text = decode(path, read_bytes(path), read.encoding)
         document = _parse_document(path, text)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from aligntune.core.config import ReadConfig
-from aligntune.data.loaders.base import MEGABYTE, TEXT_KEYS, FileLoader, Placed, readable, text_lines
-from aligntune.data.rows import BadRows, Rows, class_names
+from aligntune.data.loaders.base import MEGABYTE, TEXT_KEYS, FileLoader, Placed, large, readable, text_lines
+from aligntune.data.rows import BadRows, ReadAgain, Rows, class_names
 from aligntune.errors import ValidationError
 
 BATCH = 1000
@@ -39,6 +39,9 @@ class CSVLoader(FileLoader):
             yield from _parse(path, read, delimiter, bad)
         finally:
             csv.field_size_limit(limit)
+
+    def by_row(self, path: Path) -> bool:
+        return True
 
     def notes(self, path: Path, read: ReadConfig | None) -> list[str]:
         read = read or ReadConfig()
@@ -144,8 +147,10 @@ class ParquetLoader(FileLoader):
                 yield f"{path.name}, row {number}", row
 
     def read_file(self, path: Path, read: ReadConfig | None = None, bad: BadRows | None = None) -> Rows:
-        rows = [row for batch in _batches(path) for row in batch]
-        return Rows(rows, source=path.name, class_names=_declared(path))
+        if large(path):
+            rows = ReadAgain.of(lambda: self.iterate(path, ReadConfig(), BadRows()), path.name)
+            return Rows(rows, source=path.name, class_names=_declared(path))
+        return Rows([row for batch in _batches(path) for row in batch], path.name, class_names=_declared(path))
 
 
 def _batches(path: Path) -> Iterator[list[dict[str, Any]]]:
