@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from aligntune import errors
+from aligntune.compare.probe_bare import bare_notes, bare_refusal
 from aligntune.compare.probe_verdict import Pair, Side, compare_sides
-from aligntune.compare.probe_worker import bare_refusal
 from aligntune.core.backend import get_backend
 from aligntune.core.config.io import effective, load_config
 from aligntune.core.config.root import RunConfig
@@ -116,6 +116,7 @@ def probe(
             notes.append(f"no side '{BARE}': {reason}")
         else:
             jobs.append((BARE, "trl", True))
+            notes += bare_notes(prepared)
     with tempfile.TemporaryDirectory(prefix="aligntune-probe-") as folder:
         sides = [
             _measured(name, _on(prepared, backend), Path(folder) / str(i), alone, python, timeout)

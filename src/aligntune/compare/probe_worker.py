@@ -19,23 +19,21 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from aligntune.compare.probe_bare import bare_refusal, bare_trainer
 from aligntune.core.config.io import build_config
 from aligntune.core.config.root import RunConfig
 from aligntune.errors import AlignTuneError, ConfigurationError
 from aligntune.utils.logging import quiet_libraries
-
-if TYPE_CHECKING:
-    from aligntune.algorithms.plugin import Plugin
 
 NUDGE = 0.02
 """Size of the noise, as a share of each weight's root mean square."""
 LONGEST = 64
 """Most tokens of a prompt or completion that is made by hand."""
 IGNORED = -100
-HOOKS = ("rollout", "advantages", "token_weights", "micro_batch", "token_loss", "batch_loss")
-"""Methods of a plugin that change a loss; a bare trainer has none of them."""
+REFERENCES = ("ref_model", "teacher", "teacher_model")
+"""Attributes that hold the model which a loss compares with."""
 
 
 def measure(config: RunConfig, folder: Path, *, bare: bool = False) -> dict[str, Any]:
@@ -119,48 +117,8 @@ def _build(config: RunConfig, bare: bool) -> tuple[Any, _Run]:
     trainer._run = RunFolder.claim(config.output_dir)  # in the probe's folder, for what the run's hooks write
     precision = DeviceManager(config.model.device).precision(config.model.precision)
     with quiet_libraries():
-        hf = _bare(trainer) if bare else trainer._build(StopRequest(), Progress(""))
+        hf = bare_trainer(trainer) if bare else trainer._build(StopRequest(), Progress(""))
     return hf, _Run(trainer, precision)
-
-
-def bare_refusal(config: RunConfig) -> str | None:
-    """Why the bare library has no loss to compare this run's with; None where it has."""
-    params = config.algorithm
-    if params.driver or params.head != "causal_lm":
-        return f"{params.key} is not an algorithm of the bare library"
-    if params.uses_rewards:
-        plugin: Plugin = params.plugin(config)  # type: ignore[attr-defined]
-        return f"the loss of {params.key} is AlignTune's own" if _changes(plugin) else None
-    own = any(name in vars(cls) for cls in type(params).__mro__ for name in ("objective", "divergence"))
-    if own or params.key == "gkd":
-        return f"the loss of {params.key} is AlignTune's own"
-    if getattr(params, "reference", None) or getattr(params, "reference_free", False):
-        return f"the reference of {params.key} is set by AlignTune"
-    return None
-
-
-def _changes(plugin: Plugin) -> bool:
-    from aligntune.algorithms.plugin import Plugin
-
-    return plugin.loss_beta is not None or any(getattr(type(plugin), h) is not getattr(Plugin, h) for h in HOOKS)
-
-
-def _bare(trainer: Any) -> Any:
-    """The library's class with the run's arguments, the run's rows before tokenisation, and nothing else."""
-    params = trainer.config.algorithm
-    args = trainer.backend.args_class(params)(**trainer.arguments())
-    for key, value in params.late_arguments(trainer.config).items():
-        setattr(args, key, value)
-    rewards = {"reward_funcs": [lambda completions, **_: [0.0] * len(completions)]} if params.uses_rewards else {}
-    if params.uses_rewards:
-        args.reward_weights = None
-    return trainer.backend.trainer_class(params)(
-        model=trainer._load().model,
-        args=args,
-        train_dataset=trainer._train_rows().dataset,
-        processing_class=trainer.tokenizer,
-        **rewards,
-    )
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------
@@ -343,19 +301,21 @@ def _read(hf: Any, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
                 whole = torch.zeros_like(found["logps"])
                 whole[:, -inputs["completion_ids"].shape[1] :] = inputs["ref_per_token_logps"].to(whole.dtype)
                 found["reference"] = whole * trained
-        elif "labels" in inputs and inputs["labels"].dim() == 1:
-            labels = inputs["labels"].unsqueeze(1)
-            ids, trained = labels, torch.ones_like(labels)
-            attended = trained
-            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-            found = {"logps": logits.float().log_softmax(-1).gather(-1, labels)}
+        elif "chosen_input_ids" in inputs:  # TRL's experimental trainers of pairs
+            both = hf.concatenated_inputs(inputs, padding_value=hf.processing_class.pad_token_id)
+            ids, attended = both["concatenated_input_ids"], both["concatenated_attention_mask"]
+            trained = both["concatenated_labels"] != IGNORED
+            found = {"logps": _logps(model, {"input_ids": ids, "attention_mask": attended}, ids)}
+        elif _labels_only(model):
+            ids, attended = inputs["input_ids"], inputs["attention_mask"]
+            trained, found = _label_logps(model, inputs)
         else:
             ids = inputs["input_ids"]
             attended = inputs.get("attention_mask", torch.ones_like(ids))
             trained = inputs["labels"] != IGNORED if "labels" in inputs else inputs["completion_mask"]
             given = {k: inputs[k] for k in ("input_ids", "attention_mask", "position_ids") if k in inputs}
             found = {"logps": _logps(model, given, ids)}
-            reference = getattr(hf, "ref_model", None)
+            reference = next((m for n in REFERENCES if (m := getattr(hf, n, None)) is not None), None)
             if reference is not None:
                 found["reference"] = _logps(reference, given, ids)
             elif hasattr(hf, "beta") and hasattr(model, "peft_config"):
@@ -363,6 +323,27 @@ def _read(hf: Any, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
                     found["reference"] = _logps(model, given, ids)
     marks = {"ids": ids, "trained": trained, "attended": attended}
     return {**{k: v.to(torch.int64) for k, v in marks.items()}, **{k: v.float() for k, v in found.items()}}
+
+
+def _labels_only(model: Any) -> bool:
+    """Whether the model is a classifier: its outputs are labels, not tokens."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return not hasattr(inner, "lm_head") and inner.get_output_embeddings() is None
+
+
+def _label_logps(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Which tokens have a label, and its log-probability there; a text's label stands at its first token."""
+    import torch
+
+    labels, attended = inputs["labels"], inputs["attention_mask"]
+    logits = model(input_ids=inputs["input_ids"], attention_mask=attended).logits
+    if labels.dim() == 1:
+        first = attended.argmax(1, keepdim=True)
+        labels = torch.full_like(attended, IGNORED).scatter(1, first, labels.unsqueeze(1))
+        logits = logits.unsqueeze(1).expand(-1, labels.shape[1], -1)
+    trained = labels != IGNORED
+    logps = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return trained, {"logps": logps * trained}
 
 
 def _sizes(hf: Any, arrays: dict[str, Any]) -> dict[str, float]:
