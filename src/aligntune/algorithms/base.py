@@ -10,21 +10,27 @@
 
 The class names are strings: nothing here imports torch or TRL. A backend resolves them after it has been prepared,
 so one definition serves both backends.
+
+A definition may stand in a user's own file: `algo: {name: file.py:Class}` reads it, and a process of its own finds it
+again by that place (`AlgorithmParams.place`).
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 from aligntune.core.config.base import section
 from aligntune.errors import ConfigurationError
-from aligntune.registry import Registry, nearest
+from aligntune.registry import Registry, import_attribute, nearest
 
 Kind = Literal["sft", "rl"]
 Head = Literal["causal_lm", "sequence_classification", "token_classification"]
@@ -57,6 +63,9 @@ class AlgorithmParams:
     """
 
     key: ClassVar[str] = ""
+    place: ClassVar[str] = ""
+    """`file.py:Class` or `package.module:Class` of a definition outside this package: what a configuration that is
+    written down names, so that another process finds it. Empty where no other process could."""
     kind: ClassVar[Kind] = "rl"
     trainer: ClassVar[str] = ""
     args: ClassVar[str] = ""
@@ -175,10 +184,24 @@ def _register(
     def decorate(cls: type[P]) -> type[P]:
         built: Any = section(cls)
         built.key, built.kind, built.trainer, built.args, built.data = key, kind, trainer, args, data
-        registry.add(key, built)
+        built.place = _place(sys._getframe(1), cls.__qualname__)
+        again = key in registry and bool(built.place) and registry.get(key).place == built.place  # an edited file
+        registry.add(key, built, replace=again)
         return built  # type: ignore[no-any-return]
 
     return decorate
+
+
+def _place(frame: FrameType, name: str) -> str:
+    """Where a class that is being defined can be found again, by the frame that defines it; "" for our own."""
+    module, package = str(frame.f_globals.get("__name__")), frame.f_globals.get("__package__")
+    file = Path(frame.f_code.co_filename)
+    if module.startswith("aligntune.") or "<locals>" in name:
+        return ""
+    if package:
+        spec = frame.f_globals.get("__spec__")  # that of `python -m package.module` has the name that __main__ hides
+        return f"{spec.name if spec is not None else module}:{name}"
+    return f"{file.absolute()}:{name}" if file.suffix == ".py" and file.is_file() else ""
 
 
 @dataclass_transform(kw_only_default=True)
@@ -245,13 +268,15 @@ ALIAS_PARAMETERS: dict[str, dict[str, Any]] = {
 
 
 def get_algorithm(name: str) -> type[AlgorithmParams]:
-    """The parameter class of an algorithm.
+    """The parameter class of an algorithm: a registered name, or `file.py:Class` of a user's own.
 
     Raises:
         ConfigurationError: unknown; the hint names the nearest, or the section where a task belongs.
     """
     _import_all()
     name = ALIASES.get(name, name)
+    if ":" in name or name.endswith(".py"):
+        return _own(name, "rl")
     if name not in ALGORITHMS and (name in TASKS or name == "sft"):
         raise ConfigurationError(
             f"'{name}' is a supervised task, not an RL algorithm",
@@ -261,17 +286,49 @@ def get_algorithm(name: str) -> type[AlgorithmParams]:
 
 
 def get_task(name: str) -> type[AlgorithmParams]:
-    """The parameter class of a supervised task.
+    """The parameter class of a supervised task: a registered name, or `file.py:Class` of a user's own.
 
     Raises:
         ConfigurationError: unknown; the hint names the nearest.
     """
     _import_all()
+    if ":" in name or name.endswith(".py"):
+        return _own(name, "sft")
     if name not in TASKS and name in ALGORITHMS:
         raise ConfigurationError(
             f"'{name}' is an algorithm, not a task", hint=f"write `algo: {name}` in place of `task:`"
         )
     return TASKS.get(name)
+
+
+def _own(name: str, kind: Kind) -> type[AlgorithmParams]:
+    """The definition in a user's file or package; what this process has from there already is not read again."""
+    place, _, attribute = name.rpartition(":") if ":" in name else (name, "", "")
+    full = f"{Path(place).expanduser().absolute() if place.endswith('.py') else place}:{attribute}"
+    label, registry = ("algorithm", ALGORITHMS) if kind == "rl" else ("task", TASKS)
+    if not attribute:
+        raise ConfigurationError(f"{label} '{name}' names no class", hint="write file.py:Class")
+    if (running := _of_script(registry, full)) is not None:
+        return running
+    found = import_attribute("aligntune.utils.user_code:load_function")(name, label)
+    if not (isinstance(found, type) and issubclass(found, AlgorithmParams) and "key" in vars(found)):
+        raise ConfigurationError(
+            f"{name} is no {label}: it must be a class that is decorated with @{label}(...)",
+            hint="docs/algorithms.md, 'One of your own', shows one in a file",
+        )
+    if found.kind != kind:
+        here, there = ("algo", "task") if kind == "rl" else ("task", "algo")
+        raise ConfigurationError(f"{name} is no {label}", hint=f"write `{there}:` in place of `{here}:`")
+    return found
+
+
+def _of_script(registry: Registry[type[AlgorithmParams]], place: str) -> type[AlgorithmParams] | None:
+    """What the running script itself has registered; reading its file again would define everything twice."""
+    for key in registry.names():
+        found = registry.get(key)
+        if found.place == place and not found.__module__.startswith("aligntune_"):
+            return found
+    return None
 
 
 def algorithm_names() -> list[str]:

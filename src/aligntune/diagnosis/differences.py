@@ -191,6 +191,10 @@ def _named(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Difference]:
         hashes = [_at(side.get(name), "source_sha256") for side in rewards]
         if hashes[0] != hashes[1]:
             yield Difference("rewards", f"rewards.{name}.source_sha256", *hashes)
+    own = [m.get("own_code") or {} for m in (a, b)]
+    for place in sorted(own[0].keys() & own[1].keys()):
+        if own[0][place] != own[1][place]:
+            yield Difference("code", f"own_code.{place}", own[0][place], own[1][place])
     orders = [_at(m, "data_order", "sha256") for m in (a, b)]
     if None not in orders and orders[0] != orders[1]:
         yield Difference("order", "data_order.sha256", *orders)

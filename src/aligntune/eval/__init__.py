@@ -64,7 +64,7 @@ if TYPE_CHECKING:
         minimum_detectable,
         tost,
     )
-    from aligntune.eval.tasks.base import EvalKind, Opponent
+    from aligntune.eval.tasks.base import GENERATION, EvalKind, Opponent, answers
     from aligntune.grading.sandbox import SafeCodeExecutor, TimeoutException
 
 _MODULES = {
@@ -111,7 +111,7 @@ _MODULES = {
     "runner": ("EvalRunner",),
     "sample_logger": ("SampleLogger",),
     "significance": ("Equivalence", "across_seeds", "adjust", "effect_size", "minimum_detectable", "tost"),
-    "tasks.base": ("EvalKind", "Opponent"),
+    "tasks.base": ("GENERATION", "EvalKind", "Opponent", "answers"),
     "policy": ("token_statistics",),
 }
 _SANDBOX = "aligntune.grading.sandbox.executor"
@@ -119,6 +119,7 @@ _NAMES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for
 _NAMES |= {"SafeCodeExecutor": _SANDBOX, "TimeoutException": _SANDBOX}
 
 __all__ = [
+    "GENERATION",
     "AccuracyMetric",
     "BaseEvaluator",
     "BertScoreMetric",
@@ -168,6 +169,7 @@ __all__ = [
     "WinRateMetric",
     "across_seeds",
     "adjust",
+    "answers",
     "compare",
     "completion_nll",
     "effect_size",

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Lt, MinLen
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -32,6 +32,9 @@ from aligntune.eval.heads import head_faults
 from aligntune.eval.library import expand
 from aligntune.eval.lm_eval import LMEvalConfig
 from aligntune.eval.registry import EvalRegistry
+
+if TYPE_CHECKING:
+    from aligntune.eval.tasks.base import EvalKind
 
 KEYS = "docs/evaluation.md lists the keys"
 
@@ -125,7 +128,7 @@ class EvalTask(EvalSettings):
     name: str
     """Name in the results: letters, digits, `.`, `_`, `-`."""
     kind: str
-    """One of docs/evaluation.md, or a registered one."""
+    """One of docs/evaluation.md, a registered one, or `file.py:Class` of your own."""
     dataset: Dataset
     """The items."""
     transform: str | None = None
@@ -241,7 +244,7 @@ def _task_faults(task: EvalTask) -> list[tuple[str, str]]:
 
 def _head_faults(config: EvalConfig) -> list[tuple[str, str]]:
     """One model serves every task, and a task that asks a judge has one."""
-    known = [(i, t, EvalRegistry.get(t.kind)) for i, t in enumerate(config.tasks) if t.kind in EvalRegistry.names()]
+    known = [(i, task, kind) for i, task in enumerate(config.tasks) if (kind := _kind(task)) is not None]
     heads: list[tuple[str, Head | None]] = [(task.name, kind.head) for _, task, kind in known]
     if config.lm_eval is not None:
         heads.append(("lm_eval", "causal_lm"))
@@ -253,6 +256,14 @@ def _head_faults(config: EvalConfig) -> list[tuple[str, str]]:
             if kind.asks_judge(task)
         ]
     return faults
+
+
+def _kind(task: EvalTask) -> type[EvalKind] | None:
+    """The kind of a task; None for one that is not there, which is told with the task's own faults."""
+    try:
+        return EvalRegistry.get(task.kind)
+    except ConfigurationError:
+        return None
 
 
 def _composition_faults(task: EvalTask) -> list[tuple[str, str]]:

@@ -70,10 +70,12 @@ def _eval_config(config: RunConfig, tasks: list[Any]) -> EvalConfig:
 
 
 def _with_defaults(task: Any, config: RunConfig) -> Any:
-    kind = task.get("kind") if isinstance(task, dict) else None
-    if kind not in EvalRegistry.names():
+    if not isinstance(task, dict):
         return task  # the check of the whole says what is wrong with it
-    reads = EvalRegistry.get(str(kind)).options
+    try:
+        reads = EvalRegistry.get(str(task.get("kind"))).options
+    except ConfigurationError:
+        return task  # as above
     e = config.evaluation
     generation = getattr(config, "generation", None)
     most = e.max_new_tokens

@@ -4,7 +4,8 @@
     class Shouting(EvalKind):
         ...
 
-It holds no data sets: a task in an evaluation file joins a kind with one.
+A file may name a kind that nobody has registered by its place: `kind: my_kinds.py:Shouting`. It holds no data sets: a
+task in an evaluation file joins a kind with one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aligntune.errors import ConfigurationError
 from aligntune.registry import Registry
 
 if TYPE_CHECKING:
@@ -52,13 +54,23 @@ class EvalRegistry:
 
     @staticmethod
     def get(name: str) -> type[EvalKind]:
-        """The class registered under `name`.
+        """The class registered under `name`, or `file.py:Class` or `package.module:Class` of a user's own.
 
         Raises:
-            ConfigurationError: nobody registered it; the hint names the nearest.
+            ConfigurationError: nobody registered it (the hint names the nearest), or it is no class of a kind.
         """
-        kind: type[EvalKind] = _KINDS.get(name)
-        return kind
+        if name in _KINDS or (":" not in name and not name.endswith(".py")):
+            kind: type[EvalKind] = _KINDS.get(name)
+            return kind
+        from aligntune.eval.tasks.base import EvalKind
+        from aligntune.utils.user_code import load_function
+
+        found = load_function(name, "evaluation kind")
+        if not (isinstance(found, type) and issubclass(found, EvalKind)):
+            raise ConfigurationError(
+                f"{name} is no kind of evaluation", hint="name a class that builds on aligntune.eval.EvalKind"
+            )
+        return found
 
     @staticmethod
     def names() -> list[str]:

@@ -163,6 +163,10 @@ class EvalResult:
             "tasks": {name: task.to_dict(items=items) for name, task in self.tasks.items()},
         }
 
+    def __str__(self) -> str:
+        lines = [f"  {task.name} {metric}" for task in self.tasks.values() for metric in task.metrics.values()]
+        return "\n".join([self.model, *lines])
+
     def rows(self) -> list[dict[str, Any]]:
         """One flat row per task and metric, for a table."""
         return [

@@ -11,6 +11,7 @@ It reads no rows and loads no model; what only the data can tell is found when t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,10 @@ SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 """Endings of data files; a name with one of them is a file's, not one on the hub."""
 PLACES = ("name", "name_or_path", "path", "dataset", "datasets", "reference_model", "reward_model", "opponent")
 """Keys whose values are files, folders or hub ids that a stage reads."""
-FUNCTIONS = ("type", "transform", "rewards")
-"""Keys whose values may be `file.py:function`."""
+FUNCTIONS = ("type", "transform", "rewards", "kind", "algo", "task")
+"""Keys whose values may be `file.py:function` or `file.py:Class`."""
+CODE = re.compile(r".*\.py:[A-Za-z_][\w.]*", re.DOTALL)
+"""A function or class in a file, wherever it is named (`algo.name`)."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,11 @@ def places(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, config
 
 
+def code_file(key: str, text: str) -> str | None:
+    """The file of a value that names a function or class in one, or may; None for other values."""
+    return text.rpartition(":")[0] if key in FUNCTIONS or CODE.fullmatch(text) else None
+
+
 def _check_places(config: Mapping[str, Any], future: set[str]) -> None:
     """Refuse files that are named and are not there, and that no stage will make.
 
@@ -243,9 +251,8 @@ def _check_places(config: Mapping[str, Any], future: set[str]) -> None:
         EnvironmentError: the first of them.
     """
     for key, text in places(config):
-        if key in FUNCTIONS:
-            file, colon, _ = text.rpartition(":")
-            missing = bool(colon) and file.endswith(".py") and not Path(file).expanduser().is_file()
+        if (file := code_file(key, text)) is not None:
+            missing = file.endswith(".py") and not Path(file).expanduser().is_file()
             text = file
         elif any(text == path or text.startswith(f"{path}/") for path in future):
             continue

@@ -22,7 +22,7 @@ from typing import Any
 
 from aligntune.errors import ConfigurationError
 from aligntune.stages.kinds import RECORD
-from aligntune.stages.plan import FUNCTIONS, Planned, places
+from aligntune.stages.plan import Planned, code_file, places
 from aligntune.utils.files import jsonable
 from aligntune.utils.manifest import file_sha256
 
@@ -52,7 +52,8 @@ def identity(stage: Planned, outcomes: Mapping[str, str]) -> dict[str, Any]:
 def _files(symbolic: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for key, text in places(symbolic):
-        file = text.rpartition(":")[0] if key in FUNCTIONS else text
+        code = code_file(key, text)
+        file = text if code is None else code
         if not file or "${" in file or "://" in file:
             continue
         path = Path(file).expanduser()

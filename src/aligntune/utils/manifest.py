@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import json
 import os
@@ -87,6 +88,7 @@ def collect(
         "tokenizer": tokenizer_entry(tokenizer) if tokenizer is not None else None,
         "datasets": [_dataset_entry(item) for item in datasets],
         "rewards": {name: {"source_sha256": source_hash(item)} for name, item in (reward_sources or {}).items()},
+        "own_code": own_code(config),
         "patch_fingerprint": fingerprint,
         "system": system(),
         "device": dict(device) if device else None,
@@ -193,6 +195,16 @@ def source_hash(item: str | Callable[..., Any]) -> str:
         return text_sha256(inspect.getsource(target))
     except (OSError, TypeError):  # built in, or typed into an interactive session
         return text_sha256(f"{target.__module__}.{target.__qualname__}")
+
+
+def own_code(config: Any) -> dict[str, str]:
+    """SHA-256 of the user's file that defines the algorithm or task, by its place; empty for one of ours."""
+    place = str(getattr(getattr(config, "algorithm", None), "place", ""))
+    if not place:
+        return {}
+    name = place.rpartition(":")[0]
+    origin = name if name.endswith(".py") else getattr(importlib.util.find_spec(name), "origin", None)
+    return {place: file_sha256(Path(origin))} if origin and os.path.isfile(origin) else {}
 
 
 def packages() -> dict[str, str]:

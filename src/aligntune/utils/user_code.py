@@ -2,7 +2,8 @@
 
     load_function("my_rewards.py:no_apology", "reward")
 
-A file is executed as a module of its own, once for each content, and may import its neighbours. Only names that the
+A file is executed as a module of its own, once for each content (so that an algorithm and a reward in one file are
+registered once), and may import its neighbours. Only names that the
 user wrote in a configuration or on the command line come here; nothing is loaded from data or from a model's folder.
 """
 
@@ -54,7 +55,7 @@ def _load_file(place: str, what: str) -> ModuleType:
             f"the {what} file {place} does not exist", hint=f"{guess}paths are relative to {Path.cwd()}"
         )
     digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
-    name = f"aligntune_{what}s_{path.stem}_{digest}"
+    name = f"aligntune_user_{path.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -106,12 +106,13 @@ def is_section(value: Any) -> bool:
 def to_plain(value: Any) -> Any:
     """A section as nested dicts, lists and scalars, ready for YAML and JSON.
 
-    A section with a class attribute `key` (an algorithm, a task) is written with `name: key` first.
+    A section with a class attribute `key` (an algorithm, a task) is written with `name: key` first, and one with a
+    `place` (it stands in a user's file) with that as its name.
     """
     if is_section(value):
         plain = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         key = getattr(type(value), "key", None)
-        return {"name": key, **plain} if key else plain
+        return {"name": getattr(type(value), "place", "") or key, **plain} if key else plain
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):

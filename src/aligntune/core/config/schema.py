@@ -24,6 +24,16 @@ from aligntune.core.config.root import RLConfig, RunConfig, SFTConfig
 SHORT_FORMS = {"DatasetConfig": "the value of `name`", "RewardConfig": "the value of `type`"}
 """Sections for which a plain string may stand, and what it means."""
 
+OWN: list[dict[str, Any]] = [
+    {"type": "string", "pattern": ":", "description": "`file.py:Class` of your own"},
+    {
+        "type": "object",
+        "properties": {"name": {"type": "string", "pattern": ":", "description": "`file.py:Class` of your own"}},
+        "required": ["name"],
+    },
+]
+"""An algorithm or task in a user's file, whose parameters nobody knows here."""
+
 
 def run_schema() -> dict[str, Any]:
     """A JSON schema (draft 2020-12) that a supervised or a reinforcement run's file satisfies."""
@@ -34,7 +44,7 @@ def run_schema() -> dict[str, Any]:
         defs |= built.pop("$defs", {})
         names = task_names() if chooser == "task" else algorithm_names()
         described = built["properties"][chooser]["description"]
-        alternatives = [{"enum": names}, *({"$ref": f"#/$defs/{name}"} for name in names)]
+        alternatives = [{"enum": names}, *({"$ref": f"#/$defs/{name}"} for name in names), *OWN]
         built["properties"][chooser] = {"description": described, "anyOf": alternatives}
         built["properties"]["base"] = {
             "type": "string",
