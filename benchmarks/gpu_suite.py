@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -26,7 +27,7 @@ sys.path[:0] = [str(HERE)] if str(HERE) not in sys.path else []
 
 from gpu.record import Part, Settings, read_result, run_part, say  # noqa: E402
 
-from gpu import device, experiments, isolation, memory, page, parity, smoke, speed  # noqa: E402
+from gpu import child, device, experiments, isolation, memory, page, parity, smoke, speed  # noqa: E402
 
 PARTS: list[Part] = [
     *smoke.PARTS, *isolation.PARTS, *parity.PARTS, *experiments.PARTS, *speed.PARTS, *memory.PARTS,
@@ -117,6 +118,15 @@ def main(arguments: list[str] | None = None) -> int:
         say(lack)
         return 3
     settings.work.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return run_parts(args, settings)
+    finally:
+        child.end_all()
+
+
+def run_parts(args: argparse.Namespace, settings: Settings) -> int:
+    """Run what was asked for; the exit code."""
     described, bad = device.describe(settings), []
     for part in chosen(args.part):
         before = read_result(settings.out / f"{part.name}.json")

@@ -18,7 +18,8 @@ from typing import Any
 
 from gpu.record import OutOfTime, Settings, Values
 
-SOURCES = Path(__file__).resolve().parents[2] / "src"
+RUNNING: set[subprocess.Popen] = set()
+"""Processes that have not ended."""
 
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
@@ -48,6 +49,7 @@ def run(line: list[str], seconds: float, *, env: dict[str, str]) -> subprocess.C
         env=env,
         start_new_session=True,
     )
+    RUNNING.add(process)
     try:
         out, err = process.communicate(timeout=seconds)
     except BaseException as error:
@@ -55,7 +57,15 @@ def run(line: list[str], seconds: float, *, env: dict[str, str]) -> subprocess.C
         if isinstance(error, subprocess.TimeoutExpired):
             raise OutOfTime(f"it took more than {seconds:.0f} s") from None
         raise
+    finally:
+        RUNNING.discard(process)
     return subprocess.CompletedProcess(line, process.returncode, out, err)
+
+
+def end_all() -> None:
+    """End every process that still runs, for an end of the suite itself."""
+    for process in list(RUNNING):
+        _end(process)
 
 
 def _end(process: subprocess.Popen) -> None:

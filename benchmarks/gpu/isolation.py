@@ -120,14 +120,14 @@ def _pair(kind: str, python: Path, settings: Settings, seconds: float) -> Values
         kind, settings, model, backend="trl", steps=3 if settings.tiny else 6, model={"attn_implementation": "eager"}
     )
     found = {}
-    for name, other in (("here", None), ("again", None), ("there", str(python))):
+    for name, other in (("here", None), ("here, again", None), ("there", str(python))):
         ran = train(values, f"isolation/{kind}/{name}", seconds / 3, settings, python=other)
         if not ran["ok"]:
             return {"ok": False, "error": f"{name}: {ran['error']}"}
         weights = _digest(Path(ran["folder"]) / "run")
         found[name] = {"losses": ran["losses"], "weights": weights, "fingerprint": ran["fingerprint"]}
         found[name]["foreign"] = ran["foreign"]
-    here, again, there = (found[n] for n in ("here", "again", "there"))
+    here, again, there = (found[n] for n in ("here", "here, again", "there"))
     code = here["fingerprint"] == there["fingerprint"] and here["foreign"] == there["foreign"] == 0
     steady = here["losses"] == again["losses"] and here["weights"] == again["weights"]
     equal = here["losses"] == there["losses"] and here["weights"] == there["weights"]

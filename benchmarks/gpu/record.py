@@ -66,8 +66,7 @@ class Case:
 
     Attributes:
         name: unique in its part.
-        run: gets the seconds that it may take; returns plain values. With a true `again` in them the case is not done
-            and goes on in the next call.
+        run: gets the seconds that it may take; returns plain values.
         most: seconds after which it has failed; None gives it the whole part.
     """
 
@@ -176,7 +175,7 @@ def _run_cases(
 
 
 def _one(case: Case, seconds: float) -> Values | None:
-    """The values of a case; None where it is to go on in the next call."""
+    """The values of a case; None where the end of the part cut it short."""
     begun = time.monotonic()
     given = min(seconds, case.most or seconds)
     try:
@@ -190,8 +189,6 @@ def _one(case: Case, seconds: float) -> Values | None:
         # One case must not end the parts after it; what went wrong stands in the file.
         told = "".join(traceback.format_exception(error)[-3:])
         values = {"ok": False, "error": f"{type(error).__name__}: {error}", "trace": told}
-    if values.pop("again", False):
-        return None
     return {**values, "ok": bool(values.get("ok", True)), "seconds": round(time.monotonic() - begun, 1)}
 
 
