@@ -14,7 +14,8 @@ import pytest
 
 import reporting
 from aligntune.report import Answer, Interval, Sample, Stage, build_report, build_story
-from aligntune.utils.run_folder import RunFolder
+from aligntune.utils.files import append_line
+from aligntune.utils.run_folder import EVENTS, RunFolder
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))),
@@ -90,6 +91,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     run.update_manifest({"algorithm": "grpo", "backend": "trl", "notes": [ATTACK]})
     for step in range(1, 60):
         run.append_metrics({"step": step, "loss": 1 / step, "reward": step / 60, "entropy": 1.0, "rewards/a/mean": 0.5})
+    for severity in ("warning", "error"):
+        event = {
+            "step": 9,
+            "rule": "kl_high",
+            "severity": severity,
+            "message": ATTACK,
+            "advice": "lower algo.beta " * 9,
+        }
+        append_line(run.path / EVENTS, event)
     run.append_samples([{"step": 1, "prompt": ATTACK, "answer": ATTACK}])
     run.append_rollouts([{"step": 1, "prompt": ATTACK, "completion": ATTACK, "reward": 1.0}])
     run.mark_finished({"training_time": 5.0})
@@ -203,8 +213,30 @@ def test_the_evaluation_is_usable_at_400_pixels_and_by_keyboard(evaluated: Path,
     assert framed(evaluated, tmp_path, 400, script) == "true 0 true true true"
 
 
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_run_is_usable_by_keyboard_and_fits(pages: tuple[Path, Path], tmp_path: Path, width: int) -> None:
+    """Nothing stands out of the window, what scrolls can be focused and has a name, what unfolds is a real control."""
+    script = f"""
+      d.querySelectorAll("details").forEach(x => {{ x.open = true; }});
+      const wide = [...d.querySelectorAll("main *, header *")].filter(x => !x.closest(".scroll, pre, svg")
+        && x.getClientRects().length && x.getBoundingClientRect().right > {width} + 1).length;
+      const held = [...d.querySelectorAll(".scroll, pre:not(.text)")]
+        .filter(x => x.tabIndex !== 0 || !x.getAttribute("aria-label")).length;
+      const folds = [...d.querySelectorAll("details")].filter(x => x.firstElementChild.tagName !== "SUMMARY").length;
+      const charts = [...d.querySelectorAll("svg.chart")].filter(x => !x.getAttribute("aria-label")
+        && !x.querySelector("title")).length;
+      const links = [...d.querySelectorAll("nav a")].filter(x => !d.querySelector(x.getAttribute("href"))).length;
+      const box = d.querySelector(".grid svg.chart").getBoundingClientRect();
+      document.title = [d.documentElement.scrollWidth <= {width}, wide, held, folds, charts, links, box.width > 200].join(" ");
+    """
+    assert framed(pages[0], tmp_path, width, script) == "true 0 0 0 0 0 true"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_text_of_the_evaluation_has_enough_contrast(evaluated: Path, tmp_path: Path, scheme: str) -> None:
+@pytest.mark.parametrize("page", ["evaluation", "run"])
+def test_the_text_has_enough_contrast(
+    page: str, evaluated: Path, pages: tuple[Path, Path], tmp_path: Path, scheme: str
+) -> None:
     """At least 4.5:1 for every piece of text (WCAG 2.2, 1.4.3), by the formula of relative luminance."""
     script = """
       const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
@@ -222,13 +254,13 @@ def test_the_text_of_the_evaluation_has_enough_contrast(evaluated: Path, tmp_pat
         const style = f.contentWindow.getComputedStyle(x), svg = x.closest("svg");
         const a = lum(rgba(svg ? style.fill : style.color)), b = back(x);
         const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        if (ratio < worst[0]) { worst = [ratio, x.tagName + "." + x.getAttribute("class")]; }
+        if (ratio < worst[0]) { worst = [ratio, x.tagName + "." + x.classList.value.replaceAll(" ", ".")]; }
       }
       document.title = worst[0].toFixed(2) + " " + worst[1] + " "
         + f.contentWindow.matchMedia("(prefers-color-scheme: dark)").matches;
     """
     flag = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
-    told = framed(evaluated, tmp_path, 1200, script, flag)
+    told = framed(evaluated if page == "evaluation" else pages[0], tmp_path, 1200, script, flag)
     ratio, _, dark = told.split(" ")
     assert dark == ("true" if scheme == "dark" else "false")
     assert float(ratio) >= 4.5, told

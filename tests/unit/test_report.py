@@ -249,7 +249,7 @@ def test_samples_are_paired_and_rollouts_picked(tmp_path: Path) -> None:
     assert (pair.prompt, pair.answers) == ("1 + 1?", [("Step 5", "3"), ("Step 9", "2")])
     assert single.answers == [("Step 9", "x")]
     groups = rollout_groups(data)
-    assert [step for step, _ in groups] == [1, 3]
+    assert [step for step, _ in groups] == [1, 2, 3]
     assert [row["completion"] for row in groups[0][1]] == ["c4", "c2", "c0"]
     assert groups[0][1][0]["components"] == [("own", 0.5)]
 
@@ -452,3 +452,45 @@ def test_the_report_package_is_lazy() -> None:
     code = "import sys, aligntune.report as r, json; dir(r); print(json.dumps([m for m in ('jinja2', 'torch', 'yaml') if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_health_events_have_their_section_and_are_no_notes(tmp_path: Path) -> None:
+    from aligntune.utils.files import append_line
+    from aligntune.utils.health import Event
+
+    event = Event(80, "grad_norm", "warning", "the gradient <b> is large", "lower train.learning_rate", 9.0, 1.0)
+    watched = {"config": {"health": {"enabled": True}}, "notes": ["drew 4 rows", str(event)]}
+    run = make_run(tmp_path / "a", [{"step": 1, "loss": 1.0}], **watched)
+    quiet = build_report(run.path).read_text(encoding="utf-8")
+    assert "The health rules found nothing to tell." in quiet
+    for _ in range(55):
+        append_line(run.path / "events.jsonl", {**event.to_dict(), "action": "warn"})
+    page = build_report(run.path).read_text(encoding="utf-8")
+    assert "55 events to look at." in page
+    assert "5 more are in events.jsonl." in page
+    assert page.count("the gradient &lt;b&gt; is large") == 50
+    assert "<li>drew 4 rows</li>" in page
+    assert f"<li>{str(event).partition('<')[0]}" not in page
+
+
+def test_the_manifest_stands_in_the_report_without_what_is_elsewhere(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", [{"step": 1, "loss": 1.0}], packages={"trl": "1.0"}, timings={"training": 12.5})
+    page = build_report(run.path).read_text(encoding="utf-8")
+    shown = page[page.index("Show the manifest") :]
+    assert "&#34;training&#34;: 12.5" in shown[: shown.index("</pre>")]
+    assert "packages" not in shown[: shown.index("</pre>")]
+    both = build_report([run.path, make_run(tmp_path / "b", [{"step": 1, "loss": 1.0}]).path])
+    assert both.read_text(encoding="utf-8").count("Show the manifest") == 2
+
+
+def test_sampled_completions_are_shown_along_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", [{"step": 1, "loss": 1.0}], finished=False)
+    for step in range(1, 102):
+        rows = [{"step": step, "prompt": "p", "completion": f"{step}-{i}", "reward": i / 7} for i in range(8)]
+        run.append_rollouts(rows)
+        if step % 10 == 0:
+            run.flush()  # a part of its own
+    run.flush()
+    groups = rollout_groups(read_run(run.path))
+    assert [step for step, _ in groups] == [1, 26, 51, 76, 101]
+    assert [row["completion"] for row in groups[2][1]] == ["51-7", "51-3", "51-0"]

@@ -4,7 +4,8 @@
 >>> run.status, run.values("reward")[-1]
 ('finished', (100, 0.81))
 
-It reads `manifest.json`, `config.resolved.yaml`, `metrics.jsonl`, `samples.jsonl` and the rollouts, and no weights.
+It reads `manifest.json`, `config.resolved.yaml`, `metrics.jsonl`, `samples.jsonl`, `events.jsonl` and the rollouts, and
+no weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from aligntune.errors import ValidationError
 from aligntune.utils.files import number, read_lines
 from aligntune.utils.rollouts import parts
-from aligntune.utils.run_folder import CONFIG, METRICS, ROLLOUTS, SAMPLES, read_manifest
+from aligntune.utils.run_folder import CONFIG, EVENTS, METRICS, ROLLOUTS, SAMPLES, read_manifest
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class RunData:
         config_text: `config.resolved.yaml` as text.
         metrics: rows of `metrics.jsonl` in order of step; where a step was logged twice under one key, the later.
         samples: rows of `samples.jsonl`.
-        rollouts: some rows of the first and of the last step, best reward first.
+        rollouts: some rows of a few steps from the first to the last, best reward first.
+        events: rows of `events.jsonl`, what the health monitor told.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class RunData:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     rollouts: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def status(self) -> str:
@@ -108,6 +111,7 @@ def read_run(path: str | os.PathLike[str]) -> RunData:
         metrics=_merge([row for row in read_lines(folder / METRICS) if isinstance(row.get("step"), (int, float))]),
         samples=read_lines(folder / SAMPLES),
         rollouts=_some_rollouts(folder),
+        events=read_lines(folder / EVENTS),
     )
 
 
@@ -120,23 +124,27 @@ def _merge(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [merged[key] for key in sorted(merged)]
 
 
-def _some_rollouts(folder: Path, each: int = 3) -> list[dict[str, Any]]:
-    """`each` completions of the first and of the last stored step, spread from the best reward to the worst."""
+def _some_rollouts(folder: Path, each: int = 3, steps: int = 5) -> list[dict[str, Any]]:
+    """`each` completions of some steps from the first to the last, spread from the best reward to the worst."""
     stored = parts(folder / ROLLOUTS)
     if not stored:
         return []
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    needed = {"step", "prompt", "completion", "reward"}
+    where: dict[int, Path] = {}
+    for part in stored:
+        if needed <= set(pq.read_schema(part).names):
+            found = pc.unique(pq.read_table(part, columns=["step"])["step"]).to_pylist()
+            where |= {int(step): part for step in found if step is not None}
+    known = sorted(where)
+    count = min(steps, len(known))
     chosen: list[dict[str, Any]] = []
-    for part, pick in ((stored[0], min), (stored[-1], max)):
-        rows = pq.read_table(part).to_pylist()
-        if not rows or not {"step", "prompt", "completion", "reward"} <= set(rows[0]):
-            continue
-        step = pick(row["step"] for row in rows)
-        if any(row["step"] == step for row in chosen):
-            continue
-        at = [row for row in rows if row["step"] == step]
+    for step in [known[round(i * (len(known) - 1) / max(count - 1, 1))] for i in range(count)]:
+        table = pq.read_table(where[step])
+        at = table.filter(pc.equal(table["step"], step)).to_pylist()
         at.sort(key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
-        count = min(each, len(at))
-        chosen += [at[round(i * (len(at) - 1) / max(count - 1, 1))] for i in range(count)]
+        kept = min(each, len(at))
+        chosen += [at[round(i * (len(at) - 1) / max(kept - 1, 1))] for i in range(kept)]
     return chosen

@@ -9,6 +9,7 @@ It reads what the run has written so far, so it also shows a run that still trai
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from aligntune.report.rewards import reward_block
 RESULTS = "results.json"
 MOST_PROMPTS = 12
 MOST_ANSWERS = 5
+MOST_EVENTS = 50
+MOST_MANIFEST = 200_000
+"""Characters of the manifest."""
 STATUS_WORDS = {
     "running": "This run is still going on, or was killed.",
     "interrupted": "This run was stopped by the user before its end.",
@@ -105,7 +109,8 @@ def _single(run: RunData, measured: Sequence[Any], out: str | os.PathLike[str] |
         "error": run.manifest.get("error"),
         "chips": chips(run.manifest),
         "tiles": tiles(run),
-        "notes": [*(str(note) for note in run.manifest.get("notes") or []), *unread],
+        "health": health(run),
+        "notes": [*own_notes(run), *unread],
         "charts": charts(run),
         "numbers": table(run),
         "rewards": reward_block(run.path),
@@ -113,6 +118,7 @@ def _single(run: RunData, measured: Sequence[Any], out: str | os.PathLike[str] |
         "samples_left": max(len(samples) - MOST_PROMPTS, 0),
         "rollouts": rollout_groups(run),
         "config_text": run.config_text,
+        "manifest_text": manifest_text(run),
         "facts": facts(run.manifest),
         "packages": [f"{name} {version}" for name, version in sorted(packages.items())],
     }
@@ -144,7 +150,9 @@ def _several(runs: Sequence[RunData], measured: Sequence[Any], out: Path) -> Pat
                 "chips": chips(run.manifest),
                 "facts": facts(run.manifest),
                 "config_text": run.config_text,
+                "manifest_text": manifest_text(run),
                 "numbers": table(run),
+                "health": health(run),
             }
             for label, run in zip(labels, runs, strict=True)
         ],
@@ -158,6 +166,49 @@ def _several(runs: Sequence[RunData], measured: Sequence[Any], out: Path) -> Pat
         lambda budget: {**parts, "evaluation": evaluation_block(results, budget=budget)},
         MOST_ITEMS_BYTES,
     )
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the health monitor told: a sentence, and (step, rule, severity, message, advice) of each event."""
+
+    verdict: str
+    events: list[tuple[str, str, str, str, str]]
+    left: int = 0
+
+
+def health(run: RunData) -> Health | None:
+    """The health of a run; None where nobody watched it."""
+    watched = ((run.manifest.get("config") or {}).get("health") or {}).get("enabled")
+    if not run.events and not watched:
+        return None
+    rows = [
+        (
+            str(row.get("step", "")),
+            *(str(row.get(key, "")) for key in ("rule", "severity", "message", "advice")),
+        )
+        for row in run.events
+    ]
+    if not rows:
+        return Health("The health rules found nothing to tell.", [])
+    grave = sum(row[2] == "error" for row in rows)
+    count = f"{len(rows)} {'event' if len(rows) == 1 else 'events'}"
+    told = f"{count}, {grave} of them grave: the run is most likely lost." if grave else f"{count} to look at."
+    return Health(told, rows[:MOST_EVENTS], max(len(rows) - MOST_EVENTS, 0))
+
+
+def own_notes(run: RunData) -> list[str]:
+    """The manifest's notes, without the health events, which have a section of their own."""
+    from aligntune.utils.health import Event
+
+    told = {str(Event.of(row)) for row in run.events}
+    return [str(note) for note in run.manifest.get("notes") or [] if str(note) not in told]
+
+
+def manifest_text(run: RunData) -> str:
+    """The manifest as JSON, without what the page shows elsewhere."""
+    shown = {k: v for k, v in run.manifest.items() if k not in ("config", "packages", "notes")}
+    return shortened(json.dumps(shown, indent=2, ensure_ascii=False), MOST_MANIFEST) if shown else ""
 
 
 def tiles(run: RunData) -> list[Tile]:
