@@ -3,6 +3,7 @@
 # make test-slow    the tests that take minutes
 # make test-latest  unit and integration tests with the newest TRL, Transformers and Datasets, in .venv-latest
 # make check        ruff, mypy, import layers
+# make docs         the site of docs/ in build/site; a warning is an error
 # make clean        remove .venv, caches and build results (runs/ stays)
 #
 # PYTHON=...        the Python to use, 3.11 to 3.13; found by itself otherwise
@@ -13,7 +14,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow test-latest check clean
+.PHONY: help quickstart test test-slow test-latest check docs clean
 
 ifndef PYTHON
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -56,6 +57,11 @@ check: $(FULL)
 	@$(PY) -m ruff format --check $(CODE)
 	@$(PY) -m mypy
 	@$(PY) -m pytest tests/unit/test_layers.py
+
+docs: $(FULL)
+	@$(PIP) --editable '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "the site: build/site/index.html"
 
 # An index for torch alone need not hold the pinned versions of what torch needs: the next line installs those.
 $(BASE):

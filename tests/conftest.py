@@ -72,6 +72,23 @@ def stories260k(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return helpers.convert_stories260k(source, tmp_path_factory.mktemp("models") / "stories260k")
 
 
+@pytest.fixture(scope="session")
+def docs_prepared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The folder of `docs_folder`, with its runs and evaluations; copy it before you change something in it."""
+    import docs_folder
+
+    folder = tmp_path_factory.mktemp("docs") / "all"
+    folder.mkdir()
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        docs_folder.prepare(folder, tiny_model)
+        docs_folder.evaluations(folder)
+    finally:
+        os.chdir(here)
+    return folder
+
+
 @dataclass(frozen=True)
 class Ran:
     """What a command did: exit code, standard output and standard error."""

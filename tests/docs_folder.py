@@ -92,10 +92,14 @@ def evaluations(folder: Path) -> None:
 
 def _data(folder: Path) -> None:
     (folder / "data").mkdir()
-    for name in ("prompts.jsonl", "test.jsonl", "data/test.jsonl", "data/train.jsonl", "data/prompts.jsonl", "prompts2.jsonl"):
+    for name in ("prompts.jsonl", "test.jsonl", "data/test.jsonl", "data/train.jsonl", "data/prompts.jsonl"):
         runs.write_rows(folder / name, [{**row, "gold": row["reference"]} for row in QUESTIONS])
-    for name in ("rows.jsonl", "data/held_out.jsonl", "train.jsonl", "held.jsonl"):
+    for name in ("rows.jsonl", "data/held_out.jsonl"):
         runs.write_rows(folder / name, runs.SFT_ROWS)
+    runs.write_rows(folder / "train.jsonl", HUB["openai/gsm8k"])
+    chats = [{"prompt": [{"role": "user", "content": row["prompt"]}],
+              "completion": [{"role": "assistant", "content": row["completion"]}]} for row in runs.SFT_ROWS]  # fmt: skip
+    runs.write_rows(folder / "chats.jsonl", chats)
     for name in ("pairs.jsonl", "data/pairs.jsonl", "held_out.jsonl", "test_pairs.jsonl"):
         runs.write_rows(folder / name, PAIRS)
     answers = [
@@ -129,7 +133,7 @@ def _files(folder: Path) -> None:
         "output_dir": "out",
     }
     pairs = {"algo": "dpo", "model": model, "datasets": ["pairs.jsonl"], "train": SMALL, "output_dir": "runs/new-dpo"}
-    sampling = {"num_samples": 3, "max_new_tokens": 6, "batch_size": 8}
+    sampling = {"num_samples": 3, "max_new_tokens": 6, "batch_size": 8, "keep_truncated": True}
     select = {"margin": 0.0}
     stages = [
         {"name": "split", "kind": "split", "config": {"dataset": "${values.data}", "test": 6}},

@@ -46,26 +46,12 @@ def slow(command: str) -> Any:
     return pytest.param(command, id=f"{COMMANDS[command]} {command}"[:100], marks=mark)
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    folder = tmp_path_factory.mktemp("docs") / "all"
-    folder.mkdir()
-    here = Path.cwd()
-    os.chdir(folder)
-    try:
-        docs_folder.prepare(folder, tiny_model)
-        docs_folder.evaluations(folder)
-    finally:
-        os.chdir(here)
-    return folder
-
-
 @pytest.fixture
-def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(docs_prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the prepared folder, as the working folder, with the hub's data sets in small."""
     import datasets
 
-    copy = shutil.copytree(prepared, tmp_path / "here")
+    copy = shutil.copytree(docs_prepared, tmp_path / "here")
     monkeypatch.chdir(copy)
     monkeypatch.setattr(datasets, "load_dataset", docs_folder.hub_data)
     return Path(copy)
