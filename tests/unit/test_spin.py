@@ -41,7 +41,7 @@ def full(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lora(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("spin-lora")
-    start(tiny_model, folder, model__peft={"r": 4}).train()
+    start(tiny_model, folder, model__peft={"r": 4}, health__memory=1e-9).train()
     return folder / "out"
 
 
@@ -97,6 +97,14 @@ def test_it_counts_measures_and_stores(full: Path) -> None:
     assert {r["step"] for r in stored} == {1, 3, 5}
     samples = [json.loads(line) for line in (full / "samples.jsonl").read_text().splitlines()]
     assert sorted({s["step"] for s in samples}) == [2, 4, 6]
+
+
+def test_the_rounds_are_watched(lora: Path) -> None:
+    """Any use of memory is too much here, and is told once."""
+    events = [json.loads(line) for line in (lora / "events.jsonl").read_text().splitlines()]
+    assert [(event["step"], event["rule"]) for event in events] == [(1, "memory")]
+    notes = json.loads((lora / "manifest.json").read_text())["notes"]
+    assert sum("(memory)" in note for note in notes) == 1
 
 
 def test_the_saved_adapter_is_the_trained_one_over_the_starting_model(lora: Path) -> None:

@@ -69,7 +69,9 @@ class Follower:
         self.collector = DiagnosticsCollector(trainer._run.path)
         self.cause: Event | None = None
         self.stopped = False
-        self.monitor.replay(read_lines(trainer._run.path / METRICS))
+        rows = read_lines(trainer._run.path / METRICS)
+        own = getattr(trainer, "health_rows", None)  # of a run in rounds: those of this round
+        self.monitor.replay(rows if own is None else own(rows))
         self.monitor.note(read_lines(trainer._run.path / EVENTS))
 
     def batch(self, inputs: Any) -> None:

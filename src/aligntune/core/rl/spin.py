@@ -170,6 +170,10 @@ class Round(Trainer):
         self._eval_data, self._loaded, self._run = outer._eval_data, loaded, _Shifted(outer, first_step)
         self._tasks, self._answered = outer._tasks, set()
 
+    def health_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of this round: each begins at a loss of log 2 again."""
+        return [row for row in rows if row.get("round") == self.part.number]
+
     def _load(self) -> Any:
         fresh, loaded = self._loaded is None, super()._load()
         if fresh and self.config.model.peft is not None and self.part.base is not None:
@@ -290,6 +294,16 @@ class _Shifted:
 
     def __init__(self, outer: Trainer, first_step: int) -> None:
         self._outer, self._run, self._first, self.path = outer, outer._run, first_step, outer._run.path
+        self.leads = outer._run.leads
+
+    @property
+    def observer(self) -> Any:
+        """Who is handed each row of metrics: the round's own health monitor."""
+        return self._run.observer
+
+    @observer.setter
+    def observer(self, observer: Any) -> None:
+        self._run.observer = observer
 
     def update_manifest(self, entries: dict[str, Any]) -> None:
         self._outer._tell(entries.get("notes", []))
