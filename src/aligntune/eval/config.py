@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from aligntune.algorithms.base import Head
@@ -149,6 +149,18 @@ class EvalTask(EvalSettings):
 
 
 @section
+class VLLMConfig:
+    """What vLLM needs to know beside the model; the defaults are its own (`vllm.LLM`)."""
+
+    gpu_memory_utilization: Annotated[float, Gt(0), Le(1)] = 0.9
+    """Share of each GPU's memory that it takes."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs that share the model."""
+    max_model_len: PositiveInt | None = None
+    """Most tokens of prompt and answer; None takes the model's context."""
+
+
+@section
 class EvalConfig:
     """A model and the tasks that it is measured on."""
 
@@ -160,6 +172,10 @@ class EvalConfig:
     """Tasks of lm-evaluation-harness, on the same model."""
     backend: Literal["trl"] = "trl"
     """Evaluation runs on Transformers, which is what the TRL backend trains; there is no other yet."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What writes the answers. vllm: tasks of generated answers only, on a CUDA GPU (extra `vllm`)."""
+    vllm: VLLMConfig = Field(default_factory=VLLMConfig)
+    """Settings of the engine vllm."""
     judge: JudgeConfig | None = None
     """The language model that judged rewards ask, unless one names another in its `params`."""
     output_dir: str | None = None
@@ -212,7 +228,7 @@ def check_eval_config(config: EvalConfig, where: str = "") -> None:
             faults.append(("tasks", f"{count} tasks are named '{name}'"))
     if not config.tasks and config.lm_eval is None:
         faults.append(("tasks", "is empty: name at least one task, here or under lm_eval"))
-    faults += _head_faults(config)
+    faults += _head_faults(config) + _engine_faults(config)
     faults += [(f"judge.{key}", sentence) for key, sentence in (config.judge.faults() if config.judge else [])]
     if not faults:
         return
@@ -264,6 +280,34 @@ def _kind(task: EvalTask) -> type[EvalKind] | None:
         return EvalRegistry.get(task.kind)
     except ConfigurationError:
         return None
+
+
+def _engine_faults(config: EvalConfig) -> list[tuple[str, str]]:
+    """What an engine that only writes answers cannot do, and settings that it does not read."""
+    changed = set(changed_keys(config))
+    if config.engine == "transformers":
+        return [
+            (key, "has no effect: engine is transformers; remove it") for key in sorted(changed) if key[:5] == "vllm."
+        ]
+    faults = [
+        (f"tasks.{i}.kind", f"{task.kind} reads log-probabilities, and engine vllm only writes answers; remove engine")
+        for i, task in enumerate(config.tasks)
+        if (kind := _kind(task)) is not None and not kind.options >= {"max_new_tokens", "temperature"}
+    ]
+    faults += [
+        (f"tasks.{i}.batch_size", "has no effect: vllm fills its batches itself; remove it")
+        for i, task in enumerate(config.tasks)
+        if "batch_size" in changed_keys(task)
+    ]
+    if config.lm_eval is not None:
+        faults.append(("lm_eval", "needs a model of Transformers; remove engine, or lm_eval"))
+    if config.model.quantization is not None:
+        faults.append(("model.quantization", "engine vllm loads models whole; remove quantization, or engine"))
+    if config.model.attn_implementation is not None:
+        faults.append(("model.attn_implementation", "has no effect: vllm has attention kernels of its own; remove it"))
+    if config.model.device not in ("auto", "cuda"):
+        faults.append(("model.device", f"is {config.model.device}, and engine vllm runs on a CUDA GPU; remove engine"))
+    return faults
 
 
 def _composition_faults(task: EvalTask) -> list[tuple[str, str]]:

@@ -8,11 +8,12 @@ does not change a score unseen. Batches hold prompts of similar length, padded o
 >>> generate_texts(model, tokenizer, ["2+2="], max_new_tokens=4)
 [['4']]
 
-It does not serve models through other engines, and it decodes in the dtype of the model's weights.
+It decodes in the dtype of the model's weights. In place of a model it takes an `AnswerEngine` (`eval.vllm_engine`).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,52 @@ class Answer:
     text: str
     tokens: int
     finished: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled; the fields are the arguments of `generate_answers`.
+
+    Attributes:
+        end_tokens: ids that end an answer.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float | None
+    repetition_penalty: float
+    num_samples: int
+    stop: Sequence[str]
+    seed: int | None
+    end_tokens: Sequence[int]
+
+
+class AnswerEngine(ABC):
+    """A model that something else than Transformers runs, and that can only write answers.
+
+    Attributes:
+        config: the model's Transformers configuration.
+        generation_config: its generation settings, for the ids that end an answer; or None.
+        most: tokens of prompt and answer, where they are fewer than the model's context.
+    """
+
+    config: Any
+    generation_config: Any
+    most: int | None = None
+
+    @abstractmethod
+    def answers(
+        self, tokenizer: Any, rows: Sequence[list[int]], rooms: Sequence[int], sampling: Sampling
+    ) -> list[list[Answer]]:
+        """`sampling.num_samples` answers to each row of token ids.
+
+        Args:
+            tokenizer: turns ids into text.
+            rows: token ids of the prompts.
+            rooms: most new tokens of each.
+            sampling: how.
+        """
 
 
 def generate_texts(
@@ -91,7 +138,7 @@ def generate_answers(
     """As `generate_texts`, with each answer's length and whether it ended by itself.
 
     Args:
-        model: a causal language model with `generate` (Transformers, PEFT).
+        model: a causal language model with `generate` (Transformers, PEFT), or an `AnswerEngine`.
         tokenizer: its tokenizer.
         prompts: strings or message lists, one kind throughout.
         max_new_tokens: most tokens per answer. An answer also ends where the model's context does.
@@ -118,6 +165,10 @@ def generate_answers(
     if truncate:
         encoded = _shortened(model, encoded, max_new_tokens)
     rooms = _rooms(model, encoded, max_new_tokens)
+    if isinstance(model, AnswerEngine):
+        ends = _end_tokens(model, tokenizer)
+        how = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, num_samples, list(stop), seed, ends)
+        return model.answers(tokenizer, encoded, rooms, how)
     settings = sampling_settings(
         model, tokenizer, temperature, top_p, top_k, min_p=min_p, repetition_penalty=repetition_penalty
     )
@@ -128,7 +179,7 @@ def generate_answers(
     with evaluating(model), seeded(model, seed):
         for batch in _batches(jobs, rooms, batch_size):
             new = _generate(model, [encoded[i] for i in batch], settings, rooms[batch[0]], (tokenizer, stop))
-            for i, answer in zip(batch, _decode(tokenizer, new, settings.eos_token_id, stop), strict=True):
+            for i, answer in zip(batch, decode(tokenizer, new, settings.eos_token_id, stop), strict=True):
                 answers[i].append(answer)
     return answers
 
@@ -200,7 +251,8 @@ def context_length(model: Any) -> int | None:
     """Most positions that the model was made for; None where its config does not say."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     length = getattr(config, "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
+    limits = [n for n in (length, getattr(model, "most", None)) if isinstance(n, int) and n > 0]
+    return min(limits, default=None)
 
 
 def _check(
@@ -366,8 +418,8 @@ def _cut(rows: list[list[int]], eos: list[int] | None) -> list[tuple[list[int], 
     return cut
 
 
-def _decode(tokenizer: Any, rows: list[list[int]], eos: list[int] | None, stop: Sequence[str] = ()) -> list[Answer]:
-    """Cut each row behind its first end token, and before its first stop string, and turn it into text."""
+def decode(tokenizer: Any, rows: list[list[int]], eos: list[int] | None, stop: Sequence[str] = ()) -> list[Answer]:
+    """Cut each row of new ids behind its first end token, and before its first stop string, and turn it into text."""
     cut = _cut(rows, eos)
     texts = tokenizer.batch_decode([ids for ids, _ in cut], skip_special_tokens=True)
     answers = [Answer(text, len(ids), finished) for text, (ids, finished) in zip(texts, cut, strict=True)]

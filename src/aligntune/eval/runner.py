@@ -7,14 +7,15 @@
 Data, rewards and columns are checked before the model is loaded, and nothing is written before the first task runs.
 The folder then holds `config.resolved.yaml`, `manifest.json` (the state), `results.json` and `items/<task>.jsonl`.
 
-`run(resume=True)` goes on with an evaluation that was killed, from its journals (`aligntune.eval.journal`). It
-evaluates with Transformers only.
+`run(resume=True)` goes on with an evaluation that was killed, from its journals (`aligntune.eval.journal`). The model
+is run by Transformers, or by vLLM for tasks of generated answers (`engine: vllm`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,15 @@ class EvalRunner:
             RewardError: a reward raised.
         """
         start = time.monotonic()
+        self._check_engine()
         if self.config.output_dir is not None:
             _check_journals(RunFolder.check(self.config.output_dir, resume=resume), resume)
         jobs = self.prepare()
-        name, notes = self._load()
+        with ExitStack() as ended:
+            name, notes = self._load(ended)
+            return self._run(jobs, name, notes, resume=resume, start=start)
+
+    def _run(self, jobs: list[Job], name: str, notes: list[str], *, resume: bool, start: float) -> EvalResult:
         folder = RunFolder.claim(self.config.output_dir, resume=resume) if self.config.output_dir is not None else None
         if folder is not None:
             folder.write_config(self.config)
@@ -128,6 +134,17 @@ class EvalRunner:
                 for path in (folder.path / ITEMS).glob(f"*{JOURNAL}"):  # now that nothing has to go on from them
                     path.unlink()
         return result
+
+    def _check_engine(self) -> None:
+        """Refuse an engine that cannot run here, or that has no use for a model in memory."""
+        if self.config.engine == "vllm":
+            if self.model is not None:
+                raise ConfigurationError(
+                    "engine vllm loads the model itself, and one in memory was given", hint="remove engine"
+                )
+            from aligntune.eval.vllm_engine import check_vllm
+
+            check_vllm(self.config.model)
 
     def prepare(self, *, judge_is_asked: bool = False) -> list[Job]:
         """Read and check the data and rewards of every task.
@@ -185,6 +202,11 @@ class EvalRunner:
             return None
         if is_result(task.opponent):
             return Opponent(task.opponent, earlier_answers(task.opponent, task.name, item_ids(rows)))
+        if self.config.engine == "vllm":
+            raise ConfigurationError(
+                f"task '{task.name}': opponent {task.opponent} is a model, and engine vllm holds one at a time",
+                hint="evaluate the opponent first, and name the folder of its results",
+            )
         return Opponent(task.opponent)
 
     def _check_judge(self, jobs: list[Job], judge_is_asked: bool) -> None:
@@ -212,7 +234,7 @@ class EvalRunner:
         rows = [dict(row) for row in prepared.dataset]
         return Shots(rows, task.few_shot.n, sampled=task.few_shot.draw == "sampled", seed=self.config.seed)
 
-    def _load(self) -> tuple[str, list[str]]:
+    def _load(self, ended: ExitStack) -> tuple[str, list[str]]:
         """Make sure that there is a model, where a task needs one; its name and the notes of loading it."""
         heads = {EvalRegistry.get(task.kind).head for task in self.config.tasks} - {None}
         if self.model is not None or not (heads or self.config.lm_eval):
@@ -220,9 +242,20 @@ class EvalRunner:
         classifier = heads - {"causal_lm"}
         if not classifier:
             need_words(self.config.model)
-        loaded = self._classifier(classifier.pop()) if classifier else self._loader(self.config.model)
+        if self.config.engine == "vllm":
+            from aligntune.eval.vllm_engine import load_vllm
+
+            loaded = load_vllm(self.config.model, self.config.vllm, self.config.seed)
+            ended.callback(self._let_go, loaded.model)
+        else:
+            loaded = self._classifier(classifier.pop()) if classifier else self._loader(self.config.model)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         return loaded.path, list(loaded.notes)
+
+    def _let_go(self, engine: Any) -> None:
+        """End an engine, so that its GPU is free for the next model."""
+        engine.close()
+        self.model = self.tokenizer = None
 
     def _loader(self, config: ModelConfig) -> Any:
         import transformers  # noqa: F401 - loaded, so that its progress bars can be held back
@@ -297,6 +330,7 @@ class EvalRunner:
         result = evaluator.run(task.kind, job.rows, task, name=task.name, journal=journal)
         settings = {
             **result.settings,
+            "engine": self.config.engine,
             "source": job.prepared.source,
             "format": job.prepared.format,
             "content_hash": job.prepared.content_hash,
@@ -339,6 +373,7 @@ class EvalRunner:
             "revision": self.config.model.revision,
             "weights": weight_files(self.config.model.name_or_path),
             "seed": self.config.seed,
+            **({"engine": self.config.engine} if self.config.engine != "transformers" else {}),
         }
 
     def _journal(self, job: Job, folder: RunFolder | None, resume: bool) -> Journal | None:
