@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntune.data.places import cache_folder
-from aligntune.data.table import BLOCK, METADATA, Spool, as_dataset, spooling_in
+from aligntune.data.table import BLOCK, METADATA, Spool, as_dataset, map_table, spooling_in
 from aligntune.errors import ConfigurationError, ValidationError
 
 if TYPE_CHECKING:
@@ -340,11 +340,9 @@ def read_table(path: Path, fingerprint: str) -> datasets.Dataset:
     The `datasets` library takes it for one without files, so what it derives goes to its temporary folder and not into
     the entry.
     """
-    import pyarrow as pa
     from datasets import Features
 
-    with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_stream(source).read_all()
+    table, _ = map_table(path)
     features = Features.from_dict(json.loads(table.schema.metadata[METADATA])["features"])
     return as_dataset(table, features, fingerprint)
 

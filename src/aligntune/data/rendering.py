@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from aligntune.algorithms.base import Schema
 from aligntune.data.manager import Prepared
 from aligntune.data.messages import Message
-from aligntune.data.table import only
+from aligntune.data.table import in_order, only
 from aligntune.data.tokenised import Count, LossOn, TokenTable, joined, tokenise
 from aligntune.data.tokens import Tokens, common_prefix, fit_to_template, plain_rows
 from aligntune.errors import ConfigurationError, ValidationError
@@ -93,8 +93,7 @@ def render(
     made = None
     if keep_tokens and schema is not Schema.PROMPT:
         count, made = Count(), TokenTable()
-        for start in range(0, len(dataset), TOKENISED):
-            batch = dataset[start : start + TOKENISED]
+        for start, batch in in_order(dataset, TOKENISED):
             made.add(tokenise(batch, start, schema, tokens, limit, count, loss_on, cut=keep_tokens == "cut"))
     else:
         count = _count(dataset, schema, tokens, limit, loss_on)
@@ -113,8 +112,7 @@ def fit_tokenized(prepared: Prepared, tokenizer: Any, max_length: int | None) ->
         ValidationError: an id is not in the vocabulary, or no row has a token to train on.
     """
     count, made, size = Count(), TokenTable(), len(tokenizer)
-    for start in range(0, len(prepared.dataset), CHUNK):
-        batch = prepared.dataset[start : start + CHUNK]
+    for start, batch in in_order(prepared.dataset, CHUNK):
         for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
             if max(ids) >= size:
                 raise ValidationError(
@@ -145,8 +143,8 @@ def _count(
         Schema.PROMPT: _measure_prompt,
     }[schema]
     count = Count()
-    for start in range(0, len(dataset), CHUNK):
-        measure(dataset[start : start + CHUNK], start, tokens, limit, count)
+    for start, batch in in_order(dataset, CHUNK):
+        measure(batch, start, tokens, limit, count)
     return count
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ BLOCK = 1000
 """Rows turned into Arrow at once."""
 MEMORY = 32 << 20
 """Bytes of blocks that stay in memory; more go to a file."""
+GIVEN_BACK = 16 * BLOCK
+"""Rows after which `in_order` gives pages back."""
 METADATA = b"aligntune"
 """Key of the features in the metadata of an Arrow file."""
 MIXED = "mixed"
@@ -114,21 +117,25 @@ class Spool:
 
     def table(self) -> Any:
         """All rows as one Arrow table, mapped from the file where there is one."""
+        return self._mapped()[0]
+
+    def _mapped(self) -> tuple[Any, mmap.mmap | None]:
         import pyarrow as pa
 
         if self._file is None:
-            return pa.concat_tables(self._tables) if self._tables else self.schema.empty_table()
+            return (pa.concat_tables(self._tables) if self._tables else self.schema.empty_table()), None
         if self._sink is not None:
             with _writable(self._file):
                 self._writer.close()
                 self._sink.close()
             self._sink = None
-        with pa.memory_map(str(self._file)) as source:
-            return pa.ipc.open_stream(source).read_all()
+        return map_table(self._file)
 
     def dataset(self) -> datasets.Dataset:
         """All rows as a data set; its file is gone from the folder at once, unless `spooling_in` keeps it."""
-        made = as_dataset(self.table(), self.features)
+        table, pages = self._mapped()
+        made = as_dataset(table, self.features)
+        made._pages = pages  # type: ignore[attr-defined]
         if self._file is not None:
             if _FOLDER.get() is None:
                 self.discard()
@@ -155,6 +162,31 @@ class Spool:
         return path if path is not None and path.is_file() and dataset._indices is None else None
 
 
+def map_table(path: Path) -> tuple[Any, mmap.mmap]:
+    """The Arrow stream of a file as a table that is mapped, and the mapping."""
+    import pyarrow as pa
+
+    with open(path, "rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return pa.ipc.open_stream(pa.py_buffer(pages)).read_all(), pages
+
+
+def in_order(dataset: datasets.Dataset, size: int = BLOCK) -> Iterator[tuple[int, dict[str, list[Any]]]]:
+    """A data set's rows in blocks, each with the number of its first row.
+
+    Pages of a spool's file that were gone through are given back on the way: the system would take them itself when it
+    needs them, but till then they count as this process's.
+    """
+    pages = getattr(dataset, "_pages", None)
+    since = 0
+    for start in range(0, len(dataset), size):
+        yield start, dataset[start : start + size]
+        since += size
+        if pages is not None and since >= GIVEN_BACK and hasattr(mmap, "MADV_DONTNEED"):
+            pages.madvise(mmap.MADV_DONTNEED)
+            since = 0
+
+
 @contextmanager
 def _writable(place: Path | None) -> Iterator[None]:
     try:
@@ -179,7 +211,11 @@ def as_dataset(table: Any, features: Any, fingerprint: str | None = None) -> dat
 
 def only(dataset: datasets.Dataset, names: list[str]) -> datasets.Dataset:
     """The data set with these columns in this order; itself, where it has them so."""
-    return dataset if dataset.column_names == names else dataset.select_columns(names)
+    if dataset.column_names == names:
+        return dataset
+    fewer = dataset.select_columns(names)
+    fewer._pages = getattr(dataset, "_pages", None)  # type: ignore[attr-defined]
+    return fewer
 
 
 class RowTable:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.data.messages import Message, plain_completion, plain_conversation, plain_prompt, spoken
-from aligntune.data.table import BLOCK, RowTable, only
+from aligntune.data.table import RowTable, in_order, only
 from aligntune.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -265,9 +265,8 @@ def fit_to_template(dataset: datasets.Dataset, template: str) -> tuple[datasets.
 
 def _has_tools(dataset: datasets.Dataset, name: str) -> bool:
     """Whether a column of message lists has a tool call or a tool's result in it."""
-    column = dataset.select_columns([name])
-    for start in range(0, len(column), BLOCK):
-        lists = column[start : start + BLOCK][name]
+    for _, batch in in_order(only(dataset, [name])):
+        lists = batch[name]
         if not isinstance(lists[0], list):
             return False
         if any(m.get("tool_calls") or m["role"] == "tool" for messages in lists for m in messages):
@@ -289,9 +288,9 @@ def _rewritten(
     """The data set without the columns in `gone`, and with those that `change` makes of those in `names`."""
     from datasets import concatenate_datasets
 
-    made, source = RowTable(), only(dataset, names)
-    for start in range(0, len(dataset), BLOCK):
-        columns = change(source[start : start + BLOCK])
+    made = RowTable()
+    for _, batch in in_order(only(dataset, names)):
+        columns = change(batch)
         made.extend(dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     rest = [name for name in dataset.column_names if name not in gone]
     return concatenate_datasets([only(dataset, rest), made.dataset()], axis=1) if rest else made.dataset()
