@@ -3,6 +3,7 @@
     python benchmarks/data.py                                  # 10^4 rows, in a few minutes
     python benchmarks/data.py --rows 10000 100000 1000000      # the full table
     python benchmarks/data.py --rows 10000 --formats jsonl --only cold trl
+    python benchmarks/data.py --rows 1000000 --formats jsonl --add   # beside what the result file has
 
 Each measurement is a process of its own, which first imports everything and builds a one-layer model, and is then timed
 from the name of the file to the trainer that holds the tokenised rows. Rows are prompts and completions of about 60 and
@@ -203,11 +204,16 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--add", action="store_true", help="Keep the other measurements that the result file has.")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "data.json")
     options = parser.parse_args()
     from machine import describe
 
+    known = json.loads(options.out.read_text())["measurements"] if options.add and options.out.exists() else []
     rows = run(options.rows, options.formats, options.only, options.repeats)
+    made = {(r["arm"], r["format"], r["rows"]) for r in rows}
+    rows = [r for r in known if (r["arm"], r["format"], r["rows"]) not in made] + rows
+    rows.sort(key=lambda r: (r["rows"], FORMATS.index(r["format"]), ARMS.index(r["arm"])))
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps({"machine": describe(), "measurements": rows}, indent=1) + "\n")
 
