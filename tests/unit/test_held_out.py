@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from aligntune.core.held_out import HeldOut, clipped, held_out_row, mapped_exp, mean_of, ratio_of, renew
+from aligntune.core.held_out import HeldOut, held_out_row, renew
 from aligntune.errors import ValidationError
+from aligntune.eval.estimates import clipped, mapped_exp, mean_of, ratio_of
 from aligntune.eval.in_training import directions
 from aligntune.eval.stats import Interval, auc_interval, mean_interval, ratio_interval, welch_interval
 

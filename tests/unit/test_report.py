@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from aligntune.core.held_out import HeldOut, held_out_row
 from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.eval import stats
 from aligntune.report import Answer, Interval, Sample, Stage, build_report, build_story
 from aligntune.report import numbers as n
 from aligntune.report.curves import charts, smooth, table
@@ -220,8 +222,15 @@ def test_tiles_show_key_numbers_with_their_beginning(tmp_path: Path) -> None:
         {"step": 9, "reward": 0.8, "loss": 0.0},
         {"step": 9, "eval_reward": 0.7},
     ]
-    make_run(tmp_path / "r", rows)
-    shown = {tile.label: (tile.value, tile.before) for tile in tiles(read_run(tmp_path / "r"))}
+    run = make_run(tmp_path / "r", rows)
+    for high in (0.9, 0.8):
+        run.append_evaluations(
+            [held_out_row(HeldOut.of({"eval_reward": stats.Interval(0.7, 0.6, high, 9, "t")}), 9, "prompt")]
+        )
+    found = tiles(read_run(tmp_path / "r"))
+    assert [tile.interval for tile in found] == ["0.6 to 0.8", "", "", "", ""]
+    assert "95% interval 0.6 to 0.8" in build_report(tmp_path / "r").read_text()
+    shown = {tile.label: (tile.value, tile.before) for tile in found}
     assert shown == {
         "Reward, held out": ("0.7", ""),
         "Reward, training": ("0.8", "0.2"),

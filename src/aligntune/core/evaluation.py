@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
-from aligntune.core.held_out import HeldOut, Values, mapped_exp, ratio_of
+from aligntune.core.held_out import HeldOut, Values
 from aligntune.core.preference import evaluate_pairs
 from aligntune.errors import ValidationError
+from aligntune.eval.estimates import mapped_exp, ratio_of
 from aligntune.eval.stats import Interval
 from aligntune.registry import import_attribute
 

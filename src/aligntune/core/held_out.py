@@ -13,11 +13,10 @@ interval, because they are exact; other values without one are listed in docs/ev
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from aligntune.eval.stats import Interval, mean_interval, ratio_interval
+from aligntune.eval.stats import Interval
 
 Values = Mapping[str, float | Interval]
 Bounds = dict[str, list[float]]
@@ -79,37 +78,3 @@ def renew(known: Bounds, rows: Iterable[Mapping[str, Any]], prefix: str) -> None
             known.pop(f"{start}{name}", None)
             if metric.get("low") is not None and metric.get("high") is not None:
                 known[f"{start}{name}"] = [metric["low"], metric["high"]]
-
-
-def mean_of(values: Sequence[float]) -> Interval:
-    """The mean with Student's t interval; without one where a value is not finite, as in a run that has diverged."""
-    if all(map(math.isfinite, values)):
-        return mean_interval(values)
-    return Interval(sum(values) / len(values), None, None, len(values), "t")
-
-
-def ratio_of(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
-    """`ratio_interval`; without bounds where a numerator is not finite."""
-    if all(map(math.isfinite, numerators)):
-        return ratio_interval(numerators, denominators)
-    return Interval(sum(numerators) / sum(denominators), None, None, len(numerators), "ratio")
-
-
-def mapped_exp(interval: Interval) -> Interval:
-    """The exponential of a value and its bounds (nats per token to perplexity), finite up to exp(700)."""
-
-    def exp(x: float | None) -> float | None:
-        return None if x is None else math.exp(min(x, 700.0))
-
-    estimate = math.exp(min(interval.estimate, 700.0))
-    return Interval(estimate, exp(interval.low), exp(interval.high), interval.n, interval.method, interval.confidence)
-
-
-def clipped(interval: Interval, least: float = -math.inf, most: float = math.inf) -> Interval:
-    """An interval with value and bounds inside a range that the quantity cannot leave."""
-
-    def clip(x: float | None) -> float | None:
-        return None if x is None else min(max(x, least), most)
-
-    estimate = min(max(interval.estimate, least), most)
-    return Interval(estimate, clip(interval.low), clip(interval.high), interval.n, interval.method, interval.confidence)

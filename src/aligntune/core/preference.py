@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 from aligntune.algorithms.dpo import DPO
 from aligntune.algorithms.kto import KTO
 from aligntune.algorithms.preference import Preference, Referenced, Scored
-from aligntune.core.held_out import Values, clipped, mean_of
+from aligntune.core.held_out import Values
+from aligntune.eval.estimates import clipped, mean_of
 from aligntune.eval.stats import Interval, auc_interval, welch_interval, wilson_interval
 
 if TYPE_CHECKING:

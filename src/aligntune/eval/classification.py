@@ -24,9 +24,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from aligntune.core.held_out import mean_of, ratio_of
 from aligntune.data.encoding import IGNORED
 from aligntune.eval.entities import OUTSIDE, averages, entity_scores, marks_entities, prf
+from aligntune.eval.estimates import mean_of, ratio_of
 from aligntune.eval.generation import evaluating
 from aligntune.eval.metrics.base import Metric
 from aligntune.eval.metrics.entities import EntityF1Metric

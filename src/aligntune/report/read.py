@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aligntune.core.held_out import Bounds, renew
 from aligntune.errors import ValidationError
 from aligntune.utils.files import number, read_lines
 from aligntune.utils.rollouts import parts
-from aligntune.utils.run_folder import CONFIG, EVENTS, METRICS, ROLLOUTS, SAMPLES, read_manifest
+from aligntune.utils.run_folder import CONFIG, EVALUATIONS, EVENTS, METRICS, ROLLOUTS, SAMPLES, read_manifest
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class RunData:
         samples: rows of `samples.jsonl`.
         rollouts: some rows of a few steps from the first to the last, best reward first.
         events: rows of `events.jsonl`, what the health monitor told.
+        intervals: 95% bounds of the newest evaluation's values, by their names in `metrics.jsonl`.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class RunData:
     samples: list[dict[str, Any]] = field(default_factory=list)
     rollouts: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    intervals: Bounds = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -112,7 +115,14 @@ def read_run(path: str | os.PathLike[str]) -> RunData:
         samples=read_lines(folder / SAMPLES),
         rollouts=_some_rollouts(folder),
         events=read_lines(folder / EVENTS),
+        intervals=_intervals(folder),
     )
+
+
+def _intervals(folder: Path) -> Bounds:
+    known: Bounds = {}
+    renew(known, read_lines(folder / EVALUATIONS), "eval/")
+    return known
 
 
 def _merge(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

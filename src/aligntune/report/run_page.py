@@ -40,11 +40,12 @@ STATUS_WORDS = {
 
 @dataclass(frozen=True)
 class Tile:
-    """One key number: label, value as text, and what it was at the beginning, if that is known."""
+    """One key number: label, value as text, what it was at the beginning, if that is known, and its 95% interval."""
 
     label: str
     value: str
     before: str = ""
+    interval: str = ""
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,8 @@ def tiles(run: RunData) -> list[Tile]:
         ends = first_and_last(run.values(key))
         if ends:
             first, last = text(ends[0]), text(ends[1])
-            found.append(Tile(label, last, first if first != last else ""))
+            interval = " to ".join(map(text, run.intervals.get(key, [])))
+            found.append(Tile(label, last, first if first != last else "", interval))
     steps = [row["step"] for row in run.metrics]
     summary = run.manifest.get("summary") or {}
     if steps:

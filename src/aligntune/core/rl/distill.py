@@ -16,8 +16,9 @@ import random
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from aligntune.core.held_out import Values, ratio_of
+from aligntune.core.held_out import Values
 from aligntune.errors import TrainingError, ValidationError
+from aligntune.eval.estimates import ratio_of
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer

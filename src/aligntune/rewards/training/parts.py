@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from aligntune.core.held_out import Values, ratio_of
+from aligntune.core.held_out import Values
 from aligntune.data.messages import plain_completion, plain_prompt
 from aligntune.errors import TrainingError
+from aligntune.eval.estimates import ratio_of
 from aligntune.eval.stats import Interval
 from aligntune.rewards.builtin.reward_model import RewardModelReward
 from aligntune.rewards.training.dataset import Message, RewardModelDataset, prompt_key
@@ -156,7 +157,10 @@ def attach(hf: Any, trainer: Any) -> None:
     class Check(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             if loss.calls == 0:
-                raise TrainingError("the training library did not call the loss of distillation", hint="report this")
+                raise TrainingError(
+                    "the training library did not call the loss of distillation",
+                    hint="this training library ignores it; install the versions of constraints.txt",
+                )
 
     hf.add_callback(Check())
 
