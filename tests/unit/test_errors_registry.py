@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
+from pathlib import Path
 
 import pytest
 
 from aligntune import errors
 from aligntune.registry import Registry, nearest
+
+SOURCE = Path(errors.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -51,3 +55,37 @@ def test_registry_lookup_collision_and_laziness():
 
 def test_nearest_is_silent_when_nothing_is_near():
     assert nearest("zzz", ["grpo", "dpo"]) == "known: dpo, grpo"
+
+
+def raised() -> list[tuple[str, ast.Call]]:
+    """Every call in the package that makes one of our errors, with its place."""
+    names = {cls.__name__ for cls in vars(errors).values() if isinstance(cls, type)}
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = getattr(node, "func", None)
+            name = getattr(called, "attr", getattr(called, "id", ""))
+            if isinstance(node, ast.Call) and name in names and node.args:
+                found.append((f"{path.relative_to(SOURCE)}:{node.lineno}", node))
+    return found
+
+
+def words(node: ast.expr) -> str:
+    """The constant words of a message; a formatted value is a letter."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(words(part) for part in node.values)
+    return str(node.value) if isinstance(node, ast.Constant) else "x"
+
+
+def test_every_message_says_how_to_mend_it() -> None:
+    """A message without a hint, or one that ends with a full stop or is a single word, fails."""
+    calls = raised()
+    assert len(calls) > 600
+    assert [place for place, call in calls if not any(key.arg == "hint" for key in call.keywords)] == []
+    loose = []
+    for place, call in calls:
+        hint = next(key.value for key in call.keywords if key.arg == "hint")
+        for text in (words(call.args[0]), words(hint)):
+            if text.endswith((".", "!")) and not text.endswith("...") and text != "x":
+                loose.append(f"{place}: {text}")
+    assert loose == []

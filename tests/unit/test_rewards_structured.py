@@ -95,7 +95,7 @@ def test_a_schema_that_never_ends_is_a_counted_zero() -> None:
         ({"$ref": "https://example.org/s.json"}, "refers to https://example.org/s.json, which is outside it"),
         ({"items": [{"$ref": "file:///etc/passwd"}]}, "outside it"),
         ({"$ref": "other.json#/a"}, "outside it"),
-        ({"type": "strin"}, "the schema is none"),
+        ({"type": "strin"}, "this is no JSON Schema"),
         ("{", "no JSON"),
         ("[]", "the schema is list"),
         ({1, 2}, "no JSON"),

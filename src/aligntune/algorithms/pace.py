@@ -164,7 +164,10 @@ def _read_estimates(path: Path) -> Iterable[tuple[str, Any, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as e:
-        raise ConfigurationError(f"algo.offline_estimate: cannot read {path} ({e.strerror})") from e
+        raise ConfigurationError(
+            f"algo.offline_estimate: cannot read {path} ({e.strerror})",
+            hint="give a .jsonl file with `prompt` and `value`, or a column of the data",
+        ) from e
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -124,7 +124,10 @@ def _read(stream: Iterable[str], kind: str, where: str) -> Iterator[Row]:
             reader = csv.DictReader(stream)
             for row in reader:
                 if None in row or None in row.values():
-                    raise ValidationError(f"{where}:{reader.line_num}: another number of cells than the header has")
+                    raise ValidationError(
+                        f"{where}:{reader.line_num}: another number of cells than the header has",
+                        hint="put cells that hold a comma into double quotes",
+                    )
                 yield reader.line_num, dict(row)
             return
         for line, text in enumerate(stream, 1):

@@ -47,7 +47,11 @@ def resolved_tasks(config: RunConfig) -> list[Any]:
             (f"tasks.{i}.kind", f"{kind} needs another model than {config.algorithm.key} trains; remove the task")
             for i, kind in wrong
         ]
-        raise ConfigurationError("; ".join(f"{key}: {told}" for key, told in faults), context={"faults": faults})
+        raise ConfigurationError(
+            "; ".join(f"{key}: {told}" for key, told in faults),
+            hint="`aligntune eval list` names the kinds and the models that they need",
+            context={"faults": faults},
+        )
     return written
 
 

@@ -112,7 +112,10 @@ def read_tests(
         ("cases", cases, (list, tuple)),
     ):
         if value is not None and not isinstance(value, kinds):
-            raise ValidationError(f"the column {name} is {type(value).__name__}, not {kinds[0].__name__}")
+            raise ValidationError(
+                f"the column {name} is {type(value).__name__}, not {kinds[0].__name__}",
+                hint=f"map another column with column_mapping: {{{name}: ...}}, or mend the data",
+            )
     return Tests(
         listed=tuple(_text("test_list", t) for t in test_list or ()),
         check=test or None,
@@ -124,7 +127,9 @@ def read_tests(
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise ValidationError(f"the column {name} holds {type(value).__name__}, not text")
+        raise ValidationError(
+            f"the column {name} holds {type(value).__name__}, not text", hint="write each test as a line of Python"
+        )
     return value
 
 

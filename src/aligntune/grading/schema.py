@@ -164,7 +164,9 @@ def _checked(text: str) -> str:
     try:
         validators.validator_for(schema, default=validators.Draft202012Validator).check_schema(schema)
     except SchemaError as e:
-        raise ValidationError(f"the schema is none: {e.message}", hint="see json-schema.org") from e
+        raise ValidationError(
+            f"this is no JSON Schema: {e.message}", hint="correct the schema; json-schema.org describes the language"
+        ) from e
     return text
 
 

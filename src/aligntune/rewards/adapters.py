@@ -242,5 +242,6 @@ def completion_text(completion: Any) -> str:
         if not completion:
             return ""
     raise ValidationError(
-        f"a completion is {type(completion).__name__}, neither text nor messages with an assistant turn"
+        f"a completion is {type(completion).__name__}, neither text nor messages with an assistant turn",
+        hint='give a string, or [{"role": "assistant", "content": ...}]',
     )

@@ -275,7 +275,10 @@ class CompositeReward:
         columns = dict(columns or {})
         for name, values in columns.items():
             if len(values) != len(texts):
-                raise ValidationError(f"column '{name}' has {len(values)} values for {len(texts)} texts")
+                raise ValidationError(
+                    f"column '{name}' has {len(values)} values for {len(texts)} texts",
+                    hint="give one value for each text",
+                )
         self.check_columns(list(columns))
         raw, stats = self._scored(texts, columns, extras)
         scored = {c.name: [c.transform(s) for s in raw[c.name]] for c in self.components}

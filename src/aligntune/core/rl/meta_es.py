@@ -284,7 +284,7 @@ class Search:
         printed = self.folder / f"{member.name}.log"
         with self._lock:
             if self._stopped:
-                raise TrainingError("the search was stopped")
+                raise TrainingError("the search was stopped", hint="go on with --resume; finished members are kept")
             process = ProcessTrainer(self.member_config(member, self._map(member)), log=printed)
             self._running.add(process)
         try:

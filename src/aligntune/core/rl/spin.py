@@ -294,16 +294,6 @@ class _Shifted:
 
     def __init__(self, outer: Trainer, first_step: int) -> None:
         self._outer, self._run, self._first, self.path = outer, outer._run, first_step, outer._run.path
-        self.leads = outer._run.leads
-
-    @property
-    def observer(self) -> Any:
-        """Who is handed each row of metrics: the round's own health monitor."""
-        return self._run.observer
-
-    @observer.setter
-    def observer(self, observer: Any) -> None:
-        self._run.observer = observer
 
     def update_manifest(self, entries: dict[str, Any]) -> None:
         self._outer._tell(entries.get("notes", []))

@@ -40,7 +40,10 @@ def math_correctness(text: str, reference: Any, *, deadline: PositiveFloat = DEA
     1.0
     """
     if not isinstance(reference, (str, int, float, type(None))):
-        raise ValidationError(f"the reference is {type(reference).__name__}, neither text nor a number")
+        raise ValidationError(
+            f"the reference is {type(reference).__name__}, neither text nor a number",
+            hint="map the column with the right answers: column_mapping: {reference: ...}",
+        )
     gold = gold_answer(reference)
     if gold is None:
         count("gold_unparseable")
