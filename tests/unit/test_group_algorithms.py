@@ -153,8 +153,8 @@ def test_what_an_algorithm_fixes_is_refused_with_those_that_allow_it(
         ),
         (
             "grpo",
-            {"generation__use_vllm": True, "backend": "unsloth"},
-            "generation.use_vllm: has no effect here: Unsloth",
+            {"generation__use_vllm": True, "generation__vllm_enable_sleep_mode": True, "backend": "unsloth"},
+            "generation.vllm_enable_sleep_mode: has no effect here: Unsloth",
         ),
         ("grpo", {"algo__num_generations": 1}, "algo.num_generations: input should be greater than or equal to 2"),
         ("rloo", {"algo__num_generations": 1}, "the others of its prompt; pace and ppo take single ones"),

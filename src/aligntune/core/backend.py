@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntune.core.config.sections import GenerationConfig
@@ -113,6 +114,20 @@ class Backend(ABC):
         logps = logits.float().log_softmax(-1)
         return logps.gather(-1, inputs["completion_ids"].unsqueeze(-1)).squeeze(-1)
 
+    def save_merged(self, config: RunConfig, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Write base model and adapters as one 16-bit model (`aligntune.core.merging`).
+
+        Args:
+            config: the run.
+            model: with the trained adapters.
+            tokenizer: goes beside the weights.
+            folder: to write to; it is not there yet.
+
+        Raises:
+            EnvironmentError: this machine cannot do it.
+        """
+        import_attribute(MERGE)(config, model, tokenizer, folder)
+
     def fingerprint(self) -> dict[str, Any]:
         """The fingerprint of the loaded training code, once the classes are loaded.
 
@@ -154,10 +169,16 @@ class BackendInfo:
 
 
 CLASSIFIER = "aligntune.utils.classifier_loader:ClassifierLoader"  # a lazy name, because the loader stands higher
+MERGE = "aligntune.core.merging:merge_again"
 PLAIN_MODEL = (
     "trains a plain Transformers model, without Unsloth's kernels: its CPU loader ignores the number of labels"
 )
 
+VLLM_READ = (
+    "vllm_gpu_memory_utilization", "vllm_importance_sampling_correction", "vllm_importance_sampling_mode",
+    "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min",
+)  # fmt: skip
+"""Keys of vLLM that Unsloth reads: the first when it loads the model, the others in its GRPO trainer."""
 REBOUND = (
     "trl:SFTTrainer", "trl:DPOTrainer", "trl:KTOTrainer", "trl:RLOOTrainer", "trl:GRPOTrainer", "trl:RewardTrainer",
 )  # fmt: skip
@@ -180,9 +201,9 @@ BACKENDS: dict[str, BackendInfo] = {
             "model.device": "Unsloth chooses the device itself",
             "model.attn_implementation": "Unsloth chooses its own attention kernels",
             **{
-                f"generation.{f.name}": "Unsloth keeps vLLM inside a model of its own, which is not loaded here"
+                f"generation.{f.name}": "Unsloth keeps vLLM inside its own model, which decides this"
                 for f in fields(GenerationConfig)  # type: ignore[arg-type]
-                if "vllm" in f.name
+                if f.name.startswith("vllm_") and f.name not in VLLM_READ
             },
         },
         notes=dict.fromkeys(("text_classification", "token_classification"), PLAIN_MODEL),

@@ -13,8 +13,16 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
+from aligntune.backends.unsloth.loading import (
+    accepted,
+    adapter_arguments,
+    load_arguments,
+    returning_logits,
+    uses_vllm,
+)
 from aligntune.core.backend import BACKENDS, Backend
 from aligntune.core.backend_choice import version_conflicts
 from aligntune.core.config.root import RunConfig
@@ -89,39 +97,37 @@ class UnslothBackend(Backend):
             )
         precision = DeviceManager("auto").precision(m.precision)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        loading, adapting = load_arguments(config, dtype), adapter_arguments(config)
         with contextlib.redirect_stdout(sys.stderr):
-            model, tokenizer = fast.from_pretrained(
-                model_name=m.name_or_path,
-                revision=m.revision,
-                max_seq_length=m.max_seq_length,
-                dtype=dtype,
-                load_in_4bit=m.quantization == "4bit",
-                load_in_8bit=m.quantization == "8bit",
-                full_finetuning=peft is None,
-                trust_remote_code=m.trust_remote_code,
-                use_gradient_checkpointing=config.train.gradient_checkpointing,
-            )
+            model, tokenizer = fast.from_pretrained(**accepted(fast.from_pretrained, loading))
             if m.quantization is not None:
                 settle_quantized(model, m.quantization)
             if peft is not None:
-                model = fast.get_peft_model(
-                    model,
-                    r=peft.r,
-                    lora_alpha=peft.alpha,
-                    lora_dropout=peft.dropout,
-                    target_modules=peft.target_modules,
-                    modules_to_save=peft.modules_to_save,
-                    use_rslora=peft.use_rslora,
-                    use_dora=peft.use_dora,  # reaches PEFT's LoraConfig; its fused kernels step aside for it
-                    bias="none",
-                    use_gradient_checkpointing=config.train.gradient_checkpointing,
-                    random_state=config.train.seed,
-                    max_seq_length=m.max_seq_length,
-                )
+                model = fast.get_peft_model(model, **adapting)
         notes = prepare_tokenizer(tokenizer, m, training=True)
         for settings in (model.config, model.generation_config):
             settings.pad_token_id = tokenizer.pad_token_id
         return Loaded(model=model, tokenizer=tokenizer, path=loader.source.path, notes=notes)
+
+    def arguments(self, config: RunConfig) -> dict[str, Any]:
+        """`top_k` as Unsloth's trainer writes it where its model stands inside vLLM: -1 is off, as 0 is here."""
+        return {"top_k": -1} if uses_vllm(config) and config.generation.top_k == 0 else {}  # type: ignore[attr-defined]
+
+    def per_token_logps(self, model: Any, inputs: dict[str, Any], temperature: float) -> Any:
+        """See `Backend.per_token_logps`; Unsloth's forward pass is told to return logits, not hidden states."""
+        with returning_logits():
+            return super().per_token_logps(model, inputs, temperature)
+
+    def save_merged(self, config: RunConfig, model: Any, tokenizer: Any, folder: Path) -> None:
+        """See `Backend.save_merged`; by Unsloth, which merges 4-bit weights layer by layer."""
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                model.save_pretrained_merged(str(folder), tokenizer, save_method="merged_16bit")
+        except NotImplementedError as e:
+            raise EnvironmentError(
+                f"Unsloth cannot merge these adapters on this machine: {e}",
+                hint="save the adapters (save_model), and merge them on a GPU or on `backend: trl`",
+            ) from e
 
 
 def _refuse_versions() -> None:
@@ -145,11 +151,16 @@ def on_cpu() -> bool:
 
 
 def _refuse_on_gpu(config: RunConfig) -> None:
-    """Refuse what Unsloth's rewritten trainers leave out with a warning.
+    """Refuse what Unsloth's rewritten trainers leave out with a warning, and what its vLLM cannot do.
 
     Raises:
-        ConfigurationError: an adaptive entropy bonus.
+        ConfigurationError: an adaptive entropy bonus, or vLLM with all weights trained.
     """
+    if uses_vllm(config) and config.model.peft is None:
+        raise ConfigurationError(
+            "generation.use_vllm on Unsloth shares the frozen weights with vLLM, and model.peft is not set",
+            hint="set model.peft to train LoRA adapters, or `backend: trl`",
+        )
     if getattr(config.algorithm, "use_adaptive_entropy", False):
         raise ConfigurationError(
             "algo.use_adaptive_entropy has no effect in Unsloth's trainer",
@@ -161,9 +172,10 @@ def _refuse_on_cpu(config: RunConfig) -> None:
     """Refuse what Unsloth's CPU backend would change in silence.
 
     Raises:
-        ConfigurationError: packing, padding-free training, 8-bit weights or an 8-bit optimizer.
+        ConfigurationError: packing, padding-free training, 8-bit weights, an 8-bit optimizer or vLLM.
     """
     refused = {
+        "generation.use_vllm": uses_vllm(config),
         "task.packing": getattr(config.algorithm, "packing", False),
         "task.padding_free": getattr(config.algorithm, "padding_free", False),
         "model.quantization": config.model.quantization == "8bit",

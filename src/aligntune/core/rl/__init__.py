@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from aligntune.core.config.root import RLConfig
+from aligntune.core.merging import Merging
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.core.trainer import Trainer
 
 
-class TrainerBase(Trainer):
+class TrainerBase(Merging, Trainer):
     """The life of a run with `algo`; see `aligntune.core.trainer.Trainer`."""
 
     kind = "rl"

@@ -7,6 +7,7 @@ from typing import Any
 
 from aligntune.algorithms.base import task_names
 from aligntune.core.config.root import SFTConfig
+from aligntune.core.merging import Merging
 from aligntune.core.state import TrainingState, TrainResult
 from aligntune.core.trainer import Trainer
 from aligntune.registry import import_attribute
@@ -17,7 +18,7 @@ TaskType = StrEnum("TaskType", {name.upper(): name for name in task_names()})  #
 TaskType.__doc__ = "The supervised tasks, derived from `aligntune/algorithms/sft/`."
 
 
-class SFTTrainerBase(Trainer):
+class SFTTrainerBase(Merging, Trainer):
     """The life of a run with `task`; see `aligntune.core.trainer.Trainer`."""
 
     kind = "sft"
