@@ -3,6 +3,7 @@
     python benchmarks/data.py                                  # 10^4 rows, in a few minutes
     python benchmarks/data.py --rows 10000 100000 1000000      # the full table
     python benchmarks/data.py --rows 10000 --formats jsonl --only cold trl
+    python benchmarks/data.py --stream-memory --rows 10000 100000 1000000      # into results/data_stream.json
     python benchmarks/data.py --rows 1000000 --formats jsonl --add   # beside what the result file has
 
 Each measurement is a process of its own, which first imports everything and builds a one-layer model, and is then timed
@@ -16,6 +17,8 @@ through a chat template. The arms:
 | cold | our trainer with an empty data cache |
 | cached | our trainer again |
 | stream | 10^5 rows or fewer of our stream, one after the other |
+
+`--stream-memory` reads a stream of short rows to its end, which shows whether its memory depends on its length.
 
 Peak memory is the growth of the process's peak resident set over that before the clock starts. Bars: cold at most 1.1
 times and cached at most 0.1 times the time of `trl`.
@@ -67,6 +70,10 @@ def write_rows(path: Path, kind: str, count: int) -> None:
             rows = [(text(30, 90), text(60, 180)) for _ in range(min(10_000, count - start))]
             if kind == "csv":
                 file.writelines(f'"{p}","{c}"\n' for p, c in rows)
+            elif kind == "short":
+                file.writelines(
+                    json.dumps({"text": f"row {start + i} " + p[:20]}) + "\n" for i, (p, _) in enumerate(rows)
+                )
             elif kind == "parquet":
                 block = pa.table({"prompt": [p for p, _ in rows], "completion": [c for _, c in rows]})
                 table = table or parquet.ParquetWriter(path, block.schema)
@@ -131,6 +138,8 @@ def measure(arm: str, kind: str, path: Path, model: Path, work: Path) -> dict[st
         count, longest = len(trainer.train_dataset), len(trainer.train_dataset[0]["input_ids"])
     else:
         streaming = {"dataset__streaming": True} if arm == "stream" else {}
+        if kind == "short":
+            settings["task"] = "text_generation"
         ours = create_sft_trainer(
             model_name=str(folder), dataset_name=str(path), cache__dir=str(work / "cache"), **settings, **streaming
         )
@@ -138,7 +147,7 @@ def measure(arm: str, kind: str, path: Path, model: Path, work: Path) -> dict[st
             count = 0
             for row in ours._train_rows().dataset:
                 count, longest = count + 1, len(row["input_ids"])
-                if count == 100_000:
+                if count == 100_000 and kind != "short":
                     break
         else:
             made = ours._build(StopRequest(), Progress("x")).train_dataset
@@ -194,6 +203,19 @@ def run(counts: list[int], formats: list[str], arms: list[str], repeats: int) ->
     return found
 
 
+def stream_memory(counts: list[int]) -> list[dict[str, Any]]:
+    """Peak memory of a stream of each length."""
+    found = []
+    with tempfile.TemporaryDirectory(prefix="data-benchmark-") as temporary:
+        root = Path(temporary)
+        model = save_model(root / "model")
+        for count in counts:
+            write_rows(root / "rows.jsonl", "short", count)
+            found.append(child("stream", "short", root / "rows.jsonl", model, root / "work"))
+            print(json.dumps(found[-1]), flush=True)
+    return found
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         arm, kind, *places = sys.argv[2:]
@@ -205,10 +227,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--add", action="store_true", help="Keep the other measurements that the result file has.")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "data.json")
+    parser.add_argument("--stream-memory", action="store_true")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     from machine import describe
 
+    if options.stream_memory:
+        out = options.out or HERE / "results" / "data_stream.json"
+        told = {"machine": describe(), "measurements": stream_memory(options.rows)}
+        out.write_text(json.dumps(told, indent=1) + "\n")
+        return
+    options.out = options.out or HERE / "results" / "data.json"
     known = json.loads(options.out.read_text())["measurements"] if options.add and options.out.exists() else []
     rows = run(options.rows, options.formats, options.only, options.repeats)
     made = {(r["arm"], r["format"], r["rows"]) for r in rows}

@@ -25,11 +25,25 @@ from aligntune.errors import ConfigurationError
 @click.option(
     "--rows", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Rows to show as trained."
 )
+@click.option(
+    "--stream-rows",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Rows of a stream to look at, from its beginning.  [default: 10000]",
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 for a warning too.")
 @click.option("--smoke", is_flag=True, help="Train a few real steps on the longest rows, in a folder that is removed.")
 @click.option("--keep", is_flag=True, help="Keep the folder of --smoke.")
 @shared
-def command(settings: Settings, arguments: tuple[str, ...], rows: int, strict: bool, smoke: bool, keep: bool) -> Output:
+def command(
+    settings: Settings,
+    arguments: tuple[str, ...],
+    rows: int,
+    stream_rows: int | None,
+    strict: bool,
+    smoke: bool,
+    keep: bool,
+) -> Output:
     """Check FILE, changed by KEY=VALUE: configuration, memory, rows as trained, classic mistakes, rewards.
 
     No weights are loaded and nothing is trained, unless --smoke is given.
@@ -43,7 +57,12 @@ def command(settings: Settings, arguments: tuple[str, ...], rows: int, strict: b
     if keep and not smoke:
         raise ConfigurationError("--keep is for --smoke", hint="add --smoke, or remove --keep")
     config = build(file, overrides, {})
-    report = check(config, file=file, overrides=overrides, show=rows)
+    if stream_rows is not None and not any(source.streaming for source in config.sources):
+        raise ConfigurationError(
+            "--stream-rows is for streams, and no source is one", hint="remove it, or set streaming: true"
+        )
+    looked = {} if stream_rows is None else {"stream_rows": stream_rows}
+    report = check(config, file=file, overrides=overrides, show=rows, **looked)
     kept = None
     if smoke:
         from aligntune.preflight.smoke_run import smoke_in_process

@@ -44,12 +44,14 @@ def likelihood(trainer: Trainer, rows: Any) -> Values:
     """
     from aligntune.eval.likelihood import completion_nll
 
+    # Rows that come as tokens say themselves, by their labels, what counts.
+    whole = getattr(trainer.config.algorithm, "train_on", "all") == "all" and "input_ids" not in rows.column_names
     scored = completion_nll(
         trainer.model,
         trainer.tokenizer,
         list(rows),
         trainer.config.evaluation.batch_size,
-        mask="all" if getattr(trainer.config.algorithm, "train_on", "all") == "all" else "answers",
+        mask="all" if whole else "answers",
         max_length=trainer.config.model.max_seq_length,
     )
     tokens = sum(n for _, n in scored)

@@ -131,15 +131,17 @@ def _streamed(sources: Any) -> bool:
     return any(source.streaming for source in _listed(sources))
 
 
-def _stream(trainer: Trainer, sources: Any, *, training: bool, **limits: Any) -> Prepared:
-    from aligntune.data.streaming import open_stream
+def refuse_stream(config: RunConfig, sources: Any, *, training: bool) -> None:
+    """Refuse a stream where this run needs all rows at once.
 
-    config = trainer.config
+    Raises:
+        ConfigurationError: names the reason.
+    """
+    tokens = _wanted_tokens(config) if training else None
     reasons = {
         "held-out rows are read whole, because they are measured again and again": not training,
-        f"{config.algorithm.key} counts its rows, and a stream does not know how many it has": limits["keep_tokens"]
-        is None,
-        "task.packing sorts rows by length": limits["keep_tokens"] == "whole",
+        f"{config.algorithm.key} counts its rows, and a stream does not know how many it has": tokens is None,
+        "task.packing sorts rows by length": tokens == "whole",
         "a mixture draws from sources whose length it knows; name one source": len(_listed(sources)) > 1,
         "a stream has no end to count epochs by; set train.max_steps": config.train.max_steps is None,
         "several workers would each read the whole stream; set train.dataloader_workers: 0": bool(
@@ -152,6 +154,13 @@ def _stream(trainer: Trainer, sources: Any, *, training: bool, **limits: Any) ->
     for reason, hit in reasons.items():
         if hit:
             raise ConfigurationError(f"streaming cannot be used here: {reason}", hint="or remove streaming")
+
+
+def _stream(trainer: Trainer, sources: Any, *, training: bool, **limits: Any) -> Prepared:
+    from aligntune.data.streaming import open_stream
+
+    config = trainer.config
+    refuse_stream(config, sources, training=training)
     return open_stream(
         _listed(sources)[0],
         config.algorithm.data,
@@ -166,13 +175,10 @@ def write_skipped(trainer: Trainer) -> None:
     """Write the rows that were left out or could not be read into the run's folder, if there are any."""
     from aligntune.utils.files import rewrite_lines
 
-    rows = [
-        {"data": label, **row}
-        for label, prepared in (("training", trainer._train_data), ("held-out", trainer._eval_data))
-        for row in (prepared.skipped if prepared is not None else [])
-    ]
-    if rows:
-        rewrite_lines(trainer._run.path / SKIPPED_FILE, rows)
-        trainer._tell(
-            [f"{len(rows)} rows are not trained or measured on; they stand in {SKIPPED_FILE} with the reason"]
-        )
+    both = {"training": trainer._train_data, "held-out": trainer._eval_data}
+    found = {label: prepared.skipped for label, prepared in both.items() if prepared is not None}
+    count = sum(map(len, found.values()))
+    if count:
+        lines = ({"data": label, **row} for label, rows in found.items() for row in rows)
+        rewrite_lines(trainer._run.path / SKIPPED_FILE, lines)
+        trainer._tell([f"{count} rows are not trained or measured on; they stand in {SKIPPED_FILE} with the reason"])

@@ -13,6 +13,7 @@ all stops the run with its file and line, or is kept apart (`on_bad_row: skip`).
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from aligntune.data.labels import Labels, declared_labels
 from aligntune.data.loaders.base import BaseLoader
 from aligntune.data.messages import RowFault, RowProblem, spoken
 from aligntune.data.mixing import mixed_rows
-from aligntune.data.objects import as_sources
+from aligntune.data.objects import as_sources, known_schema, one_source
 from aligntune.data.presets import Preset, get_preset, preset_of_hub_id
 from aligntune.data.resolver import LoaderResolver
 from aligntune.data.rows import BadRows, Rows
@@ -172,19 +173,27 @@ class DataManager:
         seed: of sampling and mixing.
         cache_dir: where hub and other downloads are kept; None takes the usual folders.
         labels: what CLASSIFICATION and TOKENS rows may be labelled with; None takes every label.
+        first: read no more than so many rows of each source, from its beginning; None reads all.
     """
 
     def __init__(
-        self, schema: Schema, *, seed: int = 42, cache_dir: str | None = None, labels: Labels | None = None
+        self,
+        schema: Schema,
+        *,
+        seed: int = 42,
+        cache_dir: str | None = None,
+        labels: Labels | None = None,
+        first: int | None = None,
     ) -> None:
-        self.schema = Schema(schema)
+        self.schema = known_schema(schema)
         self.seed = seed
         self.labels = labels
+        self.first = first
         self.resolver = LoaderResolver(cache_dir)
 
     def prepare(self, source: DatasetConfig | list[DatasetConfig]) -> Prepared:
         """See `prepare_dataset`."""
-        sources = checked_sources(source)
+        sources = checked_sources(as_sources(source))
         parts = [self._part(one) for one in sources]
         if len(parts) == 1:
             rows, notes = parts[0].rows, parts[0].notes
@@ -205,7 +214,7 @@ class DataManager:
 
     def load(self, source: DatasetConfig) -> Rows:
         """The rows of one source as they are, after split and slice, before any format."""
-        loader, source, _ = self.resolver.resolve(source)
+        loader, source, _ = self.resolver.resolve(one_source(source))
         return read_columns(loader, source)
 
     def identity(self, source: DatasetConfig | list[DatasetConfig]) -> list[Any]:
@@ -220,7 +229,7 @@ class DataManager:
     def _part(self, source: DatasetConfig) -> _Part:
         preset, source, notes = preset_of(source)
         loader, source, count = self.resolver.resolve(source)
-        rows = read_columns(loader, source)
+        rows = read_columns(loader, source) if self.first is None else first_rows(loader, source, self.first)
         notes += self.resolver.notes
         if not rows.rows and rows.skipped:
             raise ValidationError(
@@ -324,6 +333,16 @@ def read_columns(loader: BaseLoader, source: DatasetConfig) -> Rows:
     """The rows of a resolved source, with the columns that it asks for."""
     rows = loader.read(source)
     return rows if source.columns is None or not rows.rows else rows.with_columns(source.columns)
+
+
+def first_rows(loader: BaseLoader, source: DatasetConfig, count: int) -> Rows:
+    """The first rows of a resolved source, read as a stream; a note says whether there are more."""
+    bad = BadRows(source.on_bad_row == "skip")
+    placed = list(itertools.islice(loader.stream(source, bad), count + 1))
+    more, placed = len(placed) > count, placed[:count]
+    note = f"The first {count} rows were looked at; there are more." if more else f"It has {len(placed)} rows."
+    rows = Rows([row for _, row in placed], source.name, [place for place, _ in placed], [note], skipped=bad.rows)
+    return rows if source.columns is None or not placed else rows.with_columns(source.columns)
 
 
 def _class_names(rows: Rows, plan: Plan) -> list[str] | None:
@@ -441,6 +460,7 @@ def prepare_dataset(
     seed: int = 42,
     cache_dir: str | None = None,
     labels: Labels | None = None,
+    first: int | None = None,
 ) -> Prepared:
     """Load, convert, draw and mix.
 
@@ -457,10 +477,12 @@ def prepare_dataset(
         seed: of sampling and mixing.
         cache_dir: where hub downloads are kept; None takes the library's folder.
         labels: what CLASSIFICATION and TOKENS rows may be labelled with; None takes every label.
+        first: read no more than so many rows of each source, from its beginning; None reads all.
 
     Raises:
         ValidationError: the data cannot be read, are empty, or lack a column.
         ConfigurationError: settings contradict each other, or name something unknown.
         errors.EnvironmentError: hub data are neither cached nor reachable.
     """
-    return DataManager(schema, seed=seed, cache_dir=cache_dir, labels=labels).prepare(as_sources(source, cache_dir))
+    manager = DataManager(schema, seed=seed, cache_dir=cache_dir, labels=labels, first=first)
+    return manager.prepare(as_sources(source, cache_dir))

@@ -18,6 +18,7 @@ from aligntune.data.download import download, is_url
 from aligntune.data.loaders.base import BaseLoader
 from aligntune.data.loaders.directory import KINDS, DirectoryLoader, loader_for
 from aligntune.data.loaders.hub import HFLoader
+from aligntune.data.objects import one_source
 from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.registry import nearest
 
@@ -46,7 +47,7 @@ class LoaderResolver:
             ValidationError: a path that does not exist, or a file of no known kind.
             ConfigurationError: `#N` and `max_samples` disagree, or the name is neither path nor hub id.
         """
-        source, count = _sample_size(source)
+        source, count = sample_size(one_source(source))
         self.notes = []
         if is_url(source.name):
             file, self.notes = download(source.name, self.cache_dir)
@@ -77,7 +78,12 @@ class LoaderResolver:
         return HFLoader(self.cache_dir), source, count
 
 
-def _sample_size(source: DatasetConfig) -> tuple[DatasetConfig, int | None]:
+def sample_size(source: DatasetConfig) -> tuple[DatasetConfig, int | None]:
+    """The source without its `#N`, and how many rows to draw; None for all.
+
+    Raises:
+        ConfigurationError: `#N` is 0, or `max_samples` says another number.
+    """
     match = re.fullmatch(r"(.+)#(\d+)", source.name)
     if match is None or Path(source.name).exists():
         return source, source.max_samples

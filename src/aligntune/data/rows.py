@@ -68,7 +68,7 @@ class ReadAgain(Sequence[dict[str, Any]]):
     def __init__(
         self, read: Callable[[], Iterator[tuple[str, dict[str, Any]]]], count: int, columns: list[str], source: str
     ) -> None:
-        self.read, self.count, self.columns, self.source = read, count, columns, source
+        self.read, self.size, self.columns, self.source = read, count, columns, source
         self._kept: list[tuple[str, dict[str, Any]]] | None = None
         self._at: tuple[int, str] = (-1, "")
 
@@ -87,7 +87,7 @@ class ReadAgain(Sequence[dict[str, Any]]):
         return cls(read, count, list(names), source)
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def _placed(self) -> Iterator[tuple[str, dict[str, Any]]]:
         if self._kept is not None:
@@ -95,13 +95,13 @@ class ReadAgain(Sequence[dict[str, Any]]):
             return
         number = -1
         for number, (place, row) in enumerate(self.read()):
-            if number == self.count:
+            if number == self.size:
                 break
             self._at = (number, place)
             yield place, row
-        if number != self.count - 1:
+        if number != self.size - 1:
             raise ValidationError(
-                f"{self.source} changed while it was read: it had {self.count} rows",
+                f"{self.source} changed while it was read: it had {self.size} rows",
                 hint="start again when the file is complete",
             )
 
@@ -161,7 +161,7 @@ class ReadAgain(Sequence[dict[str, Any]]):
     def changed(self, change: Callable[[dict[str, Any]], dict[str, Any]], columns: list[str]) -> ReadAgain:
         """The rows, each as `change` gives it back."""
         return ReadAgain(
-            lambda: ((place, change(row)) for place, row in self._placed()), self.count, columns, self.source
+            lambda: ((place, change(row)) for place, row in self._placed()), self.size, columns, self.source
         )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-def to_dataset(rows: list[dict[str, Any]], columns: list[str] | None = None) -> datasets.Dataset:
+def to_dataset(rows: Iterable[dict[str, Any]], columns: list[str] | None = None) -> datasets.Dataset:
     """A data set of rows.
 
     Args:

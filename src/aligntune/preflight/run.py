@@ -20,7 +20,7 @@ from aligntune.core.checks import check_packages
 from aligntune.core.config.root import RunConfig
 from aligntune.errors import AlignTuneError, ValidationError
 from aligntune.preflight import arithmetic, memory, rewards, rows, settings, templates, tokens
-from aligntune.preflight.subject import LABELLED, Sample, Subject
+from aligntune.preflight.subject import LABELLED, STREAM_ROWS, Sample, Subject
 from aligntune.preflight.trained import Batch, TrainedRow, can_collate, collate, labelled, prompts
 from aligntune.preflight.verdict import Report, Verdict
 
@@ -28,22 +28,35 @@ FIRST, LONGEST = 32, 8
 """Rows that the library's own collator is asked about: the first of the sample, and the longest."""
 
 
-def check(config: RunConfig, *, file: str | None = None, overrides: Sequence[str] = (), show: int = 2) -> Report:
+def check(
+    config: RunConfig,
+    *,
+    file: str | None = None,
+    overrides: Sequence[str] = (),
+    show: int = 2,
+    stream_rows: int = STREAM_ROWS,
+) -> Report:
     """Check a configuration, its rows and its rewards.
 
     Args:
         config: a resolved configuration.
         file, overrides: where it comes from, for the source of each value.
         show: how many rows to show as trained, beside the longest one.
+        stream_rows: how many rows of a stream to look at.
     """
     config, _ = settle_backend(dataclasses.replace(config, isolation="auto", python=None))
-    subject, report = Subject(config), Report(settings=settings.sources(file, overrides, config))
-    count = len(subject.train.dataset) if subject.train is not None else None
+    subject, report = (
+        Subject(config, stream_rows=stream_rows),
+        Report(settings=settings.sources(file, overrides, config)),
+    )
+    count = len(subject.train.dataset) if subject.train is not None and not subject.streamed else None
     shape, why = memory.shape(config)
     report.add([_settings(report.settings), *_environment(config), settings.versions(config), memory.hardware(config)])
     report.add([settings.disk(config, *_bytes(config, shape)), settings.learning_rate(config)])
     report.add([settings.warm_up(config, arithmetic.counts(config, count).total_steps)])
     found, shown, mean, longest = _tokens(subject, show)
+    if subject.streamed and subject.train is not None:
+        report.add([_stream(subject)])
     report.add([arithmetic.batch(config, count, mean), memory.memory(config, shape, why, longest)])
     if subject.tokenizer is not None:
         report.add(templates.checks(subject))
@@ -63,6 +76,16 @@ def _settings(listed: Sequence[dict[str, Any]]) -> Verdict:
         given[source] = given.get(source, 0) + 1
     told = ", ".join(f"{n} from {s}" if s not in ("defaults", "override") else f"{n} {s}" for s, n in given.items())
     return Verdict("settings", "config", "pass", f"{told} (-v lists every value with its source)", data=given)
+
+
+def _stream(subject: Subject) -> Verdict:
+    """How much of a stream the other checks have looked at."""
+    read = len(subject.train.dataset) + len(subject.train.skipped)
+    if read < subject.stream_rows:
+        return Verdict("stream", "data", "pass", f"the stream has {read} rows, and all were looked at")
+    told = f"the first {subject.stream_rows} rows of the stream were looked at; shares and row numbers are of these"
+    fix = "aligntune check --stream-rows N looks at more"
+    return Verdict("stream", "data", "pass", told, [fix], data={"rows": read, "stream_rows": subject.stream_rows})
 
 
 def _environment(config: RunConfig) -> list[Verdict]:

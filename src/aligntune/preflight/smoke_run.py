@@ -33,7 +33,7 @@ from aligntune.core.config.root import RunConfig
 from aligntune.errors import AlignTuneError, TrainingError
 from aligntune.preflight.arithmetic import counts
 from aligntune.preflight.settings import gigabytes
-from aligntune.preflight.subject import characters
+from aligntune.preflight.subject import STREAM_ROWS, characters
 from aligntune.preflight.verdict import Verdict
 
 T = TypeVar("T")
@@ -57,11 +57,26 @@ def smoke(config: RunConfig, *, keep: bool = False) -> tuple[list[Verdict], str 
     found: list[Verdict] = []
     try:
         with contextlib.suppress(_Stopped):  # its verdict is in the list
+            config = _try("smoke-load", found, lambda: _without_stream(config, folder))
             _stages(smoke_config(config, folder), found)
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
     return found, str(folder) if keep else None
+
+
+def _without_stream(config: RunConfig, folder: Path) -> RunConfig:
+    """The configuration with the first rows of a stream as a file, whose longest rows can be taken."""
+    if not any(source.streaming for source in config.sources):
+        return config
+    from aligntune.core.rows import refuse_stream
+    from aligntune.data.streaming import refuse_whole, write_first
+
+    refuse_stream(config, config.sources, training=True)
+    source = config.sources[0]
+    refuse_whole(source, Schema(config.algorithm.data))
+    made = write_first(source, STREAM_ROWS, folder / "first_rows.jsonl", config.cache.dir)
+    return dataclasses.replace(config, **({"dataset": made} if config.kind == "sft" else {"datasets": [made]}))  # type: ignore[arg-type]
 
 
 def smoke_config(config: RunConfig, folder: Path) -> RunConfig:

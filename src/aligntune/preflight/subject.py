@@ -28,6 +28,9 @@ LABELLED = (Schema.CLASSIFICATION, Schema.TOKENS)
 ALL_ROWS = 4000
 """Up to so many rows are tokenised, all of them; of more, half this number is drawn, and as many longest ones added."""
 
+STREAM_ROWS = 10_000
+"""Rows of a stream that are read unless another number is asked for."""
+
 
 class Subject:
     """A configuration, and what it trains on.
@@ -35,14 +38,24 @@ class Subject:
     Args:
         config: a resolved configuration.
         tokenizer, train, evaluation: what is loaded already (`aligntune.data.Prepared`); None reads it.
+        stream_rows: so many rows of a stream are read, from its beginning.
 
     Attributes:
         faults: a failing verdict for each thing that could not be read.
         masked: numbers of sampled rows in which nothing would be trained, once `fitted` was asked for.
     """
 
-    def __init__(self, config: RunConfig, *, tokenizer: Any = None, train: Any = None, evaluation: Any = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        tokenizer: Any = None,
+        train: Any = None,
+        evaluation: Any = None,
+        stream_rows: int = STREAM_ROWS,
+    ) -> None:
         self.config = config
+        self.stream_rows = stream_rows
         self.faults: list[Verdict] = []
         self.masked: list[int] = []
         self._columns: dict[str, list[str]] = {}
@@ -121,6 +134,11 @@ class Subject:
             return self._given["train"]
         return self._try("rows", "data", lambda: self._read(self.config.sources))
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the training rows are a stream, of which only the beginning is looked at."""
+        return any(source.streaming for source in self.config.sources)
+
     @cached_property
     def evaluation(self) -> Any:
         """The usable held-out rows; None where there are none, or they cannot be read."""
@@ -129,10 +147,20 @@ class Subject:
         return self._try("held-out-rows", "data", lambda: self._read(self.config.evaluation.dataset))
 
     def _read(self, source: Any) -> Any:
+        from aligntune.core.rows import refuse_stream
         from aligntune.data import prepare_dataset
+        from aligntune.data.streaming import refuse_whole
 
+        first = None
+        listed = source if isinstance(source, list) else [source]
+        if any(one.streaming for one in listed):
+            refuse_stream(self.config, listed, training=source is not self.config.evaluation.dataset)
+            refuse_whole(listed[0], self.schema)
+            first = self.stream_rows
         with quiet_libraries():
-            return prepare_dataset(source, self.schema, seed=self.config.train.seed, cache_dir=self.config.cache.dir)
+            return prepare_dataset(
+                source, self.schema, seed=self.config.train.seed, cache_dir=self.config.cache.dir, first=first
+            )
 
     def _try(self, name: str, group: str, read: Callable[[], T]) -> T | None:
         try:

@@ -18,7 +18,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -90,8 +90,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace `path` by `data`, so that a reader sees the old or the new content and never a part.
+
+    Args:
+        path: the file.
+        data: its content, or parts of it that are made as they are written.
 
     Raises:
         ConfigurationError: the disk is full or writing is not permitted; the old content stays.
@@ -100,7 +104,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     with disk_errors(path.parent):
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                file.writelines([data] if isinstance(data, bytes) else data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -204,7 +208,6 @@ def sync_file(path: Path) -> None:
             os.fsync(file.fileno())
 
 
-def rewrite_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+def rewrite_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Replace a JSON-lines file by `rows`, atomically."""
-    text = "".join(json.dumps(jsonable(row), allow_nan=False) + "\n" for row in rows)
-    write_atomic(path, text.encode())
+    write_atomic(path, ((json.dumps(jsonable(row), allow_nan=False) + "\n").encode() for row in rows))
