@@ -522,6 +522,20 @@ def test_estimates_follow_the_model_and_count_steps(file: Path, tiny_model: Path
     assert estimates(plan)[1].seconds == (read_record(plan["sft"].folder) or {})["seconds"]
 
 
+def test_a_comparison_is_estimated_as_all_of_its_runs(file: Path, tiny_model: Path) -> None:
+    def add(raw: dict[str, Any]) -> None:
+        run = {**sft(), "model": {"name_or_path": str(tiny_model)}, "train": {"max_steps": 6}}
+        config = {"run": run, "axes": {"train.learning_rate": [1e-4, 1e-3]}, "seeds": 3}
+        raw["stages"].append({"name": "rates", "kind": "compare", "config": config})
+
+    plan = make_plan(changed(file, add), [f"values.model={tiny_model}"])
+    rows = {row.name: row for row in estimates(plan)}
+    assert rows["rates"].steps == 6 * 2 * 3
+    assert rows["rates"].memory == rows["sft"].memory  # one run after the other
+    assert rows["rates"].disk == 6 * (rows["sft"].disk or 0)
+    assert totals(list(rows.values()))["steps"] == 36 + 8
+
+
 def test_check_tells_what_is_to_do(file: Path) -> None:
     run_stages(file, only=["split"], runner=FakeRunner())
     assert [stage.name for stage in Execution(make_plan(file)).check()] == ["sft", "pairs", "dpo"]
@@ -535,6 +549,7 @@ def test_dry_run_writes_nothing(cli: Any, file: Path, tmp_path: Path) -> None:
     ran = cli("run", file, "--dry-run")
     assert ran.code == 0, ran.err
     assert "to do: 4 of 4 stages, 8 steps" in ran.out
+    assert "time not known; at most" in ran.out
     assert not (tmp_path / "out").exists()
     document = cli("run", file, "--dry-run", "--json").json
     assert [stage["name"] for stage in document["stages"]] == ["split", "sft", "pairs", "dpo"]

@@ -70,11 +70,13 @@ def _described(plan: Plan, execution: Any) -> Output:
         cells.append([row.name, row.kind, what, steps, time or "?", memory or "?", disk or "?"])
     found = totals([row for row in rows if row.name in todo])
     time, memory = took(found["seconds"], found["memory"])
+    known = any(row.seconds is not None for row in rows if row.name in todo)
+    lasts = time + _without(found["seconds_unknown"]) if known else "time not known"
     lines = [
         table(cells, ["stage", "kind", "state", "steps", "time", "memory", "disk"]),
         "",
         f"to do: {len(todo)} of {len(rows)} stages, {found['steps']} steps{_without(found['steps_unknown'])}; "
-        f"{time}{_without(found['seconds_unknown'])}; at most {memory or '?'} of memory; "
+        f"{lasts}; at most {memory or '?'} of memory; "
         f"{took(None, found['disk'])[1]} of disk{_without(found['disk_unknown'])}, "
         f"{took(None, free_disk(plan))[1]} are free",
         *(f"- {row.name}: {note}" for row in rows for note in row.notes if row.name in todo),

@@ -5,6 +5,7 @@
 | steps | `train.max_steps`, or epochs x rows / batch, where the rows can be counted without reading the hub |
 | time | an earlier attempt of the stage in this folder: its seconds per step x steps, or its seconds |
 | memory | `aligntune.utils.memory` for the model that the stage's model was made from, on this machine |
+| a comparison | the sum of its runs' steps and disk, and the largest memory, as they are made one after the other |
 | disk | trained weights, and for each kept checkpoint trained weights and optimizer, by the same model |
 
 >>> rows = estimates(make_plan("assistant.yaml"))
@@ -26,9 +27,12 @@ from typing import Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.stages.execution import REPLACED
-from aligntune.stages.kinds import RECORD, RewardModel, Train
+from aligntune.stages.kinds import RECORD, Compare, RewardModel, Train
 from aligntune.stages.plan import Plan, Planned
 from aligntune.stages.record import read_record
+
+TRAINING = ("train", "reward_model", "compare")
+"""Kinds of stages that have steps."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def estimates(plan: Plan) -> list[Estimated]:
 def totals(rows: Sequence[Estimated]) -> dict[str, Any]:
     """Sums over stages that are to be made; the largest memory; and the stages that each sum leaves out."""
     left = list(rows)
-    trained = [row for row in left if row.kind in ("train", "reward_model")]
+    trained = [row for row in left if row.kind in TRAINING]
     found: dict[str, Any] = {
         "stages": len(left),
         "steps": sum(row.steps or 0 for row in trained),
@@ -92,6 +96,8 @@ def _stage(plan: Plan, stage: Planned) -> Estimated:
     earlier = record if status == "finished" else _earlier(plan, stage)
     if isinstance(stage.kind, Train):
         return _trained(plan, stage, row, earlier)
+    if isinstance(stage.kind, Compare):
+        return _compared(plan, stage, row, earlier)
     seconds = float(earlier["seconds"]) if earlier.get("status") == "finished" else None
     notes = [] if seconds is not None or row.kind == "report" else ["time: nothing like it has run here"]
     return dataclasses.replace(row, seconds=seconds, memory=earlier.get("memory"), notes=notes)
@@ -125,6 +131,33 @@ def _trained(plan: Plan, stage: Planned, row: Estimated, earlier: Mapping[str, A
     memory, disk, why = _size(plan, config, steps, adapters=not isinstance(stage.kind, RewardModel))
     notes += [why] if why else []
     return dataclasses.replace(row, steps=steps, seconds=seconds, memory=memory, disk=disk, notes=notes)
+
+
+def _compared(plan: Plan, stage: Planned, row: Estimated, earlier: Mapping[str, Any]) -> Estimated:
+    """A comparison: the runs of all arms and seeds; those of one arm are alike."""
+    assert isinstance(stage.kind, Compare)
+    runs = stage.kind.runs()
+    found: dict[str, list[int | None]] = {"steps": [], "memory": [], "disk": []}
+    notes: list[str] = []
+    for arm in runs.arms:
+        config = runs.config(arm, runs.seeds[0])
+        steps, why = (config.train.max_steps, "") if config.train.max_steps else _steps(plan, stage, config)
+        memory, disk, other = _size(plan, config, steps, adapters=True)
+        notes += [f"{arm.name}: {said}" for said in (why, other) if said]
+        for name, value in (("steps", steps), ("memory", memory), ("disk", disk)):
+            found[name].append(value)
+    seconds = float(earlier["seconds"]) if earlier.get("status") == "finished" else None
+    notes += ["time: nothing like it has run here"] if seconds is None else []
+    known = {name: [v for v in values if v is not None] for name, values in found.items()}
+    whole = {name: len(values) == len(runs.arms) for name, values in known.items()}
+    return dataclasses.replace(
+        row,
+        steps=sum(known["steps"]) * len(runs.seeds) if whole["steps"] else None,
+        seconds=seconds,
+        memory=max(known["memory"]) if whole["memory"] else None,
+        disk=sum(known["disk"]) * len(runs.seeds) if whole["disk"] else None,
+        notes=notes,
+    )
 
 
 def _steps(plan: Plan, stage: Planned, config: Any) -> tuple[int | None, str]:

@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from aligntune.compare.plan import make_plan, written
+from aligntune.compare.plan import Plan, make_plan, written
 from aligntune.core.config.base import to_plain
 from aligntune.core.config.io import effective, load_config, parse_section
 from aligntune.core.config.reading import copy_plain
@@ -383,10 +383,14 @@ class Compare(StageKind):
     def _typed(self) -> CompareConfig:
         return parse_section(CompareConfig, self._free(), hint=KEYS)
 
+    def runs(self) -> Plan:
+        """The arms and seeds."""
+        config = self._typed()
+        return make_plan(config.run, axes=config.axes, seeds=config.seeds, output_dir=self.folder)
+
     def check(self, future: set[str]) -> None:
         """Every arm."""
-        config = self._typed()
-        make_plan(config.run, axes=config.axes, seeds=config.seeds, output_dir=self.folder)
+        self.runs()
 
     def judges(self) -> list[Any]:
         """That of the run."""
