@@ -53,6 +53,7 @@ def trainer_type(backend: str, kind: str, name: str) -> type:
     names = trainer_names(backend, kind)
     if name not in names:
         raise AttributeError(f"no trainer '{name}'; there are: {', '.join(names)}")
+    from aligntune.core.checks import check_config
     from aligntune.core.rl import TrainerBase
     from aligntune.core.sft import SFTTrainerBase
     from aligntune.core.sft.classification import ClassifierRun
@@ -62,6 +63,7 @@ def trainer_type(backend: str, kind: str, name: str) -> type:
     base: Any = {"": SFTTrainerBase, CLASSIFICATION: ClassifierRun}.get(key, TrainerBase)
 
     def init(self: Any, config: Any) -> None:
+        check_config(config, name)
         if config.backend != backend or (config.kind == kind and _key(config) != key):
             what = {"": " and a task that trains on text", CLASSIFICATION: " and a classification task"}
             raise ConfigurationError(

@@ -176,6 +176,11 @@ class BackendFactory:
         Raises:
             EnvironmentError: the backend is not installed and there is no `fallback`.
         """
+        if not isinstance(backend_config, BackendConfig):
+            raise ConfigurationError(
+                f"BackendFactory takes a BackendConfig, and this is {type(backend_config).__name__}",
+                hint="BackendFactory.create_trainer(BackendConfig('sft'), model_name=...)",
+            )
         chosen = str(backend_config.backend)
         if backend_config.fallback and chosen != AUTO and not BACKENDS[chosen].available:
             log.warning("backend '%s' is not installed: using '%s' as asked", chosen, backend_config.fallback)

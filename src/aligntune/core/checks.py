@@ -13,7 +13,7 @@ import importlib.util
 from typing import Any
 
 from aligntune.core.config.root import RunConfig
-from aligntune.errors import EnvironmentError, TrainingError
+from aligntune.errors import ConfigurationError, EnvironmentError, TrainingError
 
 SERVICES = {
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -22,6 +22,23 @@ SERVICES = {
     "trackio": ("trackio",),
 }
 """Logging service to the packages of which one must be there (Transformers)."""
+
+
+def check_config(config: Any, name: str) -> None:
+    """Refuse what is no loaded configuration.
+
+    Args:
+        config: what was given.
+        name: of the class that takes one.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if not isinstance(config, RunConfig):
+        raise ConfigurationError(
+            f"{name} takes a configuration, and this is {type(config).__name__}",
+            hint="load one with load_config(...), or call create_trainer(...), which takes paths and mappings too",
+        )
 
 
 def check_packages(config: RunConfig) -> None:

@@ -23,7 +23,7 @@ from aligntune.core.arguments import trainer_arguments
 from aligntune.core.backend import Backend, get_backend
 from aligntune.core.best import best_entry
 from aligntune.core.callbacks import make_callback, numbers, quiet
-from aligntune.core.checks import check_packages, check_reference, check_values
+from aligntune.core.checks import check_config, check_packages, check_reference, check_values
 from aligntune.core.config.io import parse_section
 from aligntune.core.config.root import RunConfig
 from aligntune.core.config.sections import DatasetConfig
@@ -72,6 +72,7 @@ class Trainer:
     kind: str = ""
 
     def __init__(self, config: RunConfig, *, backend: Backend | None = None) -> None:
+        check_config(config, type(self).__name__)
         if self.kind and config.kind != self.kind:
             raise ConfigurationError(
                 f"{type(self).__name__} takes a configuration with `{'algo' if self.kind == 'rl' else 'task'}`",

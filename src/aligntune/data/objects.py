@@ -17,9 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aligntune.algorithms.base import Schema
 from aligntune.core.config import DatasetConfig
 from aligntune.data.places import cache_folder
-from aligntune.errors import ValidationError
+from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.registry import nearest
 
 
 def as_sources(source: Any, cache_dir: str | None = None) -> DatasetConfig | list[DatasetConfig]:
@@ -30,11 +32,35 @@ def as_sources(source: Any, cache_dir: str | None = None) -> DatasetConfig | lis
     """
     if isinstance(source, DatasetConfig):
         return source
-    if isinstance(source, (str, Path)):
-        return DatasetConfig(name=str(source))
+    if isinstance(source, (str, Path, Mapping)):
+        return one_source(source)
     if isinstance(source, list) and all(isinstance(item, DatasetConfig) for item in source):
         return source
     return DatasetConfig(name=str(materialise(source, cache_dir)))
+
+
+def one_source(source: Any) -> DatasetConfig:
+    """A source by its name, by a mapping of its keys, or as it is.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    from aligntune.core.config.io import parse_section
+
+    if isinstance(source, DatasetConfig):
+        return source
+    return parse_section(DatasetConfig, {"name": str(source)} if isinstance(source, (str, Path)) else source, "source")
+
+
+def known_schema(schema: Any) -> Schema:
+    """A schema by its name.
+
+    Raises:
+        ConfigurationError: there is none of that name.
+    """
+    if str(schema) not in tuple(Schema):
+        raise ConfigurationError(f"there is no schema '{schema}'", hint=nearest(str(schema), tuple(Schema)))
+    return Schema(schema)
 
 
 def is_object(value: Any) -> bool:

@@ -25,7 +25,7 @@ from aligntune.algorithms.base import Head
 from aligntune.core.config.base import section
 from aligntune.core.config.composing import EVALUATION, CompositionConfig, composition_faults, inert_composition
 from aligntune.core.config.io import changed_keys, parse_section
-from aligntune.core.config.reading import apply_overrides, read_yaml
+from aligntune.core.config.reading import apply_overrides, as_mapping, read_yaml
 from aligntune.core.config.sections import Dataset, JudgeConfig, ModelConfig, OpenFraction, Reward, Seed
 from aligntune.errors import ConfigurationError
 from aligntune.eval.heads import head_faults
@@ -212,6 +212,19 @@ def build_eval_config(raw: dict[str, Any], overrides: Iterable[str] = (), where:
     config = parse_section(EvalConfig, apply_overrides(filled, overrides), where, hint=KEYS)
     check_eval_config(config, where)
     return config
+
+
+def as_eval_config(config: Any) -> EvalConfig:
+    """An evaluation by its object, by the path of its file, or by its plain values.
+
+    Raises:
+        ConfigurationError: it is none of these, or wrong.
+    """
+    if isinstance(config, EvalConfig):
+        return config
+    if isinstance(config, (str, Path)):
+        return load_eval_config(config)
+    return build_eval_config(as_mapping(config))
 
 
 def check_eval_config(config: EvalConfig, where: str = "") -> None:

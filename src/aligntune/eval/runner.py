@@ -25,7 +25,7 @@ from aligntune.core.config.base import to_plain
 from aligntune.core.config.sections import ModelConfig
 from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.eval.comparing import detectable
-from aligntune.eval.config import EvalConfig, EvalTask, check_eval_config
+from aligntune.eval.config import EvalConfig, EvalTask, as_eval_config, check_eval_config
 from aligntune.eval.evaluators import BaseEvaluator
 from aligntune.eval.heads import labels_of, need_words, stored
 from aligntune.eval.journal import Journal
@@ -89,6 +89,7 @@ class EvalRunner:
             raise ConfigurationError(
                 "a model in memory and its tokenizer belong together", hint="pass both to EvalRunner, or neither"
             )
+        config = as_eval_config(config)
         check_eval_config(config)
         self.config = config
         self.model = model

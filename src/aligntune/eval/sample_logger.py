@@ -61,7 +61,8 @@ class SampleLogger:
         batch_size: int = 8,
         seed: int = 42,
     ) -> None:
-        if prompts is not None and (not prompts or len(references or prompts) != len(prompts)):
+        given = prompts if references is None else references
+        if prompts is not None and (not prompts or len(given or ()) != len(prompts)):
             raise ValidationError(
                 f"{len(prompts)} prompts and {len(references or [])} references", hint="give one reference per prompt"
             )

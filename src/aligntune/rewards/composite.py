@@ -370,7 +370,7 @@ class CompositeReward:
 
 
 def build_rewards(
-    configs: Sequence[RewardConfig],
+    configs: Sequence[RewardConfig | Mapping[str, Any] | str],
     *,
     none: NonePolicy | None = None,
     composition: CompositionConfig | Mapping[str, Any] | Rules | None = None,
@@ -379,7 +379,8 @@ def build_rewards(
     """Make the rewards of a run.
 
     Args:
-        configs: resolved in order; a name is that of the type, or the function's of `file.py:function`.
+        configs: `RewardConfig`s, mappings of their keys, or types; resolved in order. A component's name is its type's,
+            or the function's of `file.py:function`, unless given.
         none: what a missing component does; short for a `composition` with that policy alone.
         composition: how the components become one total (the section `composition`); None is the weighted sum.
         judge: settings of the run's judge, handed to every reward that has a parameter `judge` and was given none.
@@ -388,10 +389,13 @@ def build_rewards(
         ConfigurationError: an unknown name (the nearest is given), a wrong parameter, two rewards of one
             name, or a setting without effect.
     """
-    from aligntune.rewards.registry import make_reward
+    from aligntune.rewards.registry import as_reward_config, make_reward
 
+    if isinstance(configs, (str, Mapping)):
+        raise ConfigurationError("rewards is no list", hint="write rewards: [length], or a list of mappings with type")
     components = []
-    for config in configs:
+    for i, given in enumerate(configs):
+        config = as_reward_config(given, f"rewards.{i}")
         made = make_reward(config.type, dict(config.params), deadline=config.deadline, judge=judge)
         name = config.name or made.label
         components.append(Component(name, made, config.weight, config.threshold, config.normalization, config.on_error))

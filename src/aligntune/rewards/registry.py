@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -114,12 +114,13 @@ class RewardFunctionFactory:
     """Rewards from configurations, as scripts written for the paper's interface make them."""
 
     @staticmethod
-    def create_reward(config: RewardConfig | str | Enum, /, **params: Any) -> RewardFunction:
-        """A reward from a `RewardConfig`, a `RewardType` member or a name; `params` add to the
+    def create_reward(config: RewardConfig | Mapping[str, Any] | str | Enum, /, **params: Any) -> RewardFunction:
+        """A reward from a `RewardConfig`, a mapping of its keys, a `RewardType` member or a name; `params` add to the
         configuration's."""
         if isinstance(config, (str, Enum)):
             return make_reward(config, params)
-        return make_reward(config.type, {**config.params, **params}, deadline=config.deadline)
+        read = as_reward_config(config)
+        return make_reward(read.type, {**read.params, **params}, deadline=read.deadline)
 
     @staticmethod
     def create_composite(configs: list[RewardConfig]) -> CompositeReward:
@@ -127,6 +128,20 @@ class RewardFunctionFactory:
         from aligntune.rewards.composite import build_rewards
 
         return build_rewards(configs)
+
+
+def as_reward_config(given: Any, where: str = "reward") -> RewardConfig:
+    """A reward's configuration by its object, by a mapping of its keys, or by its name.
+
+    Raises:
+        ConfigurationError: it is none of these, or wrong.
+    """
+    from aligntune.core.config.io import parse_section
+    from aligntune.core.config.sections import RewardConfig
+
+    if isinstance(given, RewardConfig):
+        return given
+    return parse_section(RewardConfig, {"type": given} if isinstance(given, str) else given, where)
 
 
 def get_reward_function(name: str, /, **params: Any) -> RewardFunction:

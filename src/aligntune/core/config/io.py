@@ -31,7 +31,7 @@ from aligntune.core.config.base import UNSET, is_section, to_plain, walk
 from aligntune.core.config.composing import inert_composition, training_faults
 from aligntune.core.config.durations import seconds
 from aligntune.core.config.health import inert_health
-from aligntune.core.config.reading import apply_overrides, copy_plain, read_yaml, set_key
+from aligntune.core.config.reading import apply_overrides, as_mapping, copy_plain, read_yaml, set_key
 from aligntune.core.config.root import RLConfig, RunConfig, SFTConfig
 from aligntune.errors import ConfigurationError
 from aligntune.registry import import_attribute, nearest
@@ -163,7 +163,7 @@ def build_config(source: Mapping[str, Any], where: str = "") -> RLConfig | SFTCo
     Raises:
         ConfigurationError: with every fault: unknown keys, wrong types, contradictions, keys without effect.
     """
-    given: dict[str, Any] = copy_plain(source)
+    given: dict[str, Any] = copy_plain(as_mapping(source))
     present = [k for k in ("algo", "task") if k in given]
     if len(present) != 1:
         both = "both `algo` and `task`" if present else "neither `algo` nor `task`"
@@ -414,7 +414,7 @@ def load_config(
     if isinstance(source, (str, Path)):
         raw = read_yaml(source)
     else:
-        raw = effective(source) if isinstance(source, RunConfig) else dict(source)  # type: ignore[arg-type]
+        raw = effective(source) if isinstance(source, RunConfig) else as_mapping(source)
     raw = copy_plain(raw)
     for key, value in (keywords or {}).items():
         if value is not UNSET:

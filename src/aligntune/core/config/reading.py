@@ -190,6 +190,20 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
     return result
 
 
+def as_mapping(source: Any) -> dict[str, Any]:
+    """A configuration's plain values.
+
+    Raises:
+        ConfigurationError: they are no mapping.
+    """
+    if isinstance(source, Mapping):
+        return dict(source)
+    raise ConfigurationError(
+        f"a configuration is a path, a mapping or an object of a configuration, and this is {type(source).__name__}",
+        hint="give the path of a YAML file, or a dictionary such as {'model': ..., 'task': ..., 'dataset': ...}",
+    )
+
+
 def copy_plain(value: Any) -> Any:
     """Nested mappings and lists, copied."""
     if isinstance(value, Mapping):

@@ -23,8 +23,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from aligntune.errors import ValidationError
+from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.eval.stats import Interval, proportion_or_mean
+from aligntune.registry import nearest
 
 Item = Mapping[str, Any]
 
@@ -69,6 +70,18 @@ class MetricValue:
         bounds = "" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]"
         return (
             f"{self.name}: {self.value:.4g}{bounds} (n={self.n}{f', {self.missing} missing' if self.missing else ''})"
+        )
+
+
+def one_of(metric: str, parameter: str, value: Any, known: Sequence[Any]) -> None:
+    """Refuse a parameter of a metric that is none of the known values.
+
+    Raises:
+        ConfigurationError: it is another; the nearest is named.
+    """
+    if value not in known:
+        raise ConfigurationError(
+            f"the metric {metric} has no {parameter} {value!r}", hint=nearest(str(value), [str(one) for one in known])
         )
 
 

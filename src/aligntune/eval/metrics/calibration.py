@@ -25,10 +25,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from aligntune.errors import ValidationError
-from aligntune.eval.metrics.base import Item, Metric, MetricValue
+from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.eval.metrics.base import Item, Metric, MetricValue, one_of
 from aligntune.eval.metrics.corpus import RESAMPLES, bounds
 from aligntune.eval.stats import Interval
 
@@ -75,6 +75,9 @@ class CalibrationMetric(Metric):
         seed: int = 0,
     ) -> None:
         super().__init__(name or measure)
+        one_of("calibration", "measure", measure, get_args(Measure))
+        if bins < 1:
+            raise ConfigurationError(f"calibration has {bins} bins", hint="give a number from 1 up, such as bins=15")
         self.measure, self.bins, self.resamples, self.seed = measure, bins, resamples, seed
         self.paired = measure == "brier"  # only the Brier score is a mean over items
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from aligntune.eval.entities import OUTSIDE, find_entities
-from aligntune.eval.metrics.base import Item
+from aligntune.eval.metrics.base import Item, one_of
 from aligntune.eval.metrics.corpus import RESAMPLES, CorpusMetric
 
 
@@ -39,6 +39,7 @@ class EntityF1Metric(CorpusMetric):
         resamples: int = RESAMPLES,
         seed: int = 0,
     ) -> None:
+        one_of("entities", "measure", measure, ("f1", "precision", "recall"))
         super().__init__(name or f"entity_{measure}", resamples=resamples, seed=seed)
         self.measure = measure
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from aligntune import errors
-from aligntune.eval.metrics.base import Item, Metric
+from aligntune.eval.metrics.base import Item, Metric, one_of
 from aligntune.eval.metrics.corpus import CorpusMetric
 
 FIELDS = ("prediction", "reference")
@@ -63,6 +63,8 @@ class RougeMetric(Metric):
         name: str | None = None,
     ) -> None:
         super().__init__(name or variant)
+        one_of("rouge", "variant", variant, ("rouge1", "rouge2", "rougeL", "rougeLsum"))
+        one_of("rouge", "measure", measure, ("fmeasure", "precision", "recall"))
         self.variant, self.measure = variant, measure
         try:
             from rouge_score.rouge_scorer import RougeScorer
@@ -124,6 +126,7 @@ class BleuMetric(_SacreMetric):
             from sacrebleu.metrics import BLEU
         except ImportError as e:
             raise needed("sacrebleu", "bleu") from e
+        one_of("bleu", "tokenize", tokenize, sorted(BLEU.TOKENIZERS))
         self._metric = BLEU(tokenize=tokenize, lowercase=lowercase)
 
 
@@ -146,6 +149,7 @@ class SentenceBleuMetric(Metric):
             from sacrebleu.metrics import BLEU
         except ImportError as e:
             raise needed("sacrebleu", self.name) from e
+        one_of("sentence_bleu", "tokenize", tokenize, sorted(BLEU.TOKENIZERS))
         self._metric = BLEU(tokenize=tokenize, lowercase=lowercase, effective_order=True)
 
     def score(self, item: Item) -> float | None:
@@ -164,6 +168,7 @@ class ChrfMetric(_SacreMetric):
 
     def __init__(self, *, word_order: Literal[0, 1, 2] = 0, name: str | None = None) -> None:
         super().__init__(name or ("chrf++" if word_order == 2 else "chrf"))
+        one_of("chrf", "word_order", word_order, (0, 1, 2))
         try:
             from sacrebleu.metrics import CHRF
         except ImportError as e:

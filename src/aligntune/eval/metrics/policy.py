@@ -21,9 +21,9 @@ its average over positions does depend on how the answers were sampled.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
-from aligntune.eval.metrics.base import Item, Metric
+from aligntune.eval.metrics.base import Item, Metric, one_of
 from aligntune.eval.metrics.likelihood import TokenMeanMetric
 
 Estimator = Literal["exact", "k1", "k2", "k3"]
@@ -41,6 +41,7 @@ class KLDivergenceMetric(TokenMeanMetric):
     why_missing = "the answer has no token"
 
     def __init__(self, estimator: Estimator = "exact", name: str | None = None) -> None:
+        one_of("kl", "estimator", estimator, get_args(Estimator))
         super().__init__(name or ("kl" if estimator == "exact" else f"kl_{estimator}"))
         self.estimator = estimator
         self.requires = ("kl",) if estimator == "exact" else ("policy_logps", "reference_logps")

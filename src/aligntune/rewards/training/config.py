@@ -35,7 +35,7 @@ from aligntune.core.config.io import (
     effective,
     resolve,
 )
-from aligntune.core.config.reading import apply_overrides, copy_plain, read_yaml
+from aligntune.core.config.reading import apply_overrides, as_mapping, copy_plain, read_yaml
 from aligntune.core.config.root import RunConfig
 from aligntune.core.config.sections import Dataset, JudgeConfig, Reward
 from aligntune.errors import ConfigurationError
@@ -127,7 +127,7 @@ def load_reward_config(
     if isinstance(source, (str, Path)):
         raw: Any = read_yaml(source)
     else:
-        raw = effective(source) if isinstance(source, RewardModelConfig) else dict(source)
+        raw = effective(source) if isinstance(source, RewardModelConfig) else as_mapping(source)
     given = apply_overrides(copy_plain(raw), overrides)
     for other, command in (("algo", "aligntune train"), ("task", "aligntune train")):
         if other in given:

@@ -186,6 +186,12 @@ class RewardModelDataset:
 
         pairs, equal = [], 0
         for i, row in enumerate(rows):
+            lacking = [name for name in ("prompt", "chosen", "rejected") if name not in row]
+            if lacking:
+                raise ValidationError(
+                    f"row {i} has no {lacking[0]}; it has {', '.join(map(str, row)) or 'nothing'}",
+                    hint="a pair has prompt, chosen and rejected",
+                )
             chosen, rejected = completion_text(row["chosen"]), completion_text(row["rejected"])
             equal += chosen == rejected
             if chosen != rejected:
