@@ -45,7 +45,13 @@ def learning() -> str:
     rows = []
     for run in read("quickstart")["runs"]:
         shown = ", ".join(f"{s['name']} {interval(s['accuracy'])}" for s in run["summary"]["stages"])
-        rows.append((f"quickstart, seed {run['seed']}: accuracy on {run['summary']['problems']} held-out sums", shown, "quickstart"))
+        rows.append(
+            (
+                f"quickstart, seed {run['seed']}: accuracy on {run['summary']['problems']} held-out sums",
+                shown,
+                "quickstart",
+            )
+        )
     rows.append(("the same, time and memory", _span([r["wall"] for r in read("quickstart")["runs"]], "s", 0) + ", "
                  + _span([r["peak_gb"] for r in read("quickstart")["runs"]], "GB", 2), "quickstart"))  # fmt: skip
     for file, what in LEARNED.items():
@@ -107,7 +113,10 @@ def costs() -> str:
     rows.append((f"`aligntune check` of {check['rows']:,} rows, processor time",
                  _span([v["cpu_seconds"] for v in check.values() if isinstance(v, dict) and "cpu_seconds" in v], "s", 0), "check"))  # fmt: skip
     code = read("rewards")["code"]["median_ms"]
-    rows += [(f"a program in the sandbox, level `{level}`", f"{code[level]:.1f} ms", "rewards") for level in ("strong", "full")]
+    rows += [
+        (f"a program in the sandbox, level `{level}`", f"{code[level]:.1f} ms", "rewards")
+        for level in ("strong", "full")
+    ]
     return table(rows)
 
 
@@ -119,7 +128,13 @@ def trust() -> str:
         f"{sum(c['faults'] for c in kill)} of {sum(c['kills'] for c in kill)} kills", "kill",
     )]  # fmt: skip
     ratios = [case["ratio"] for case in read("memory")["cases"].values()]
-    rows.append((f"estimated against measured memory, {len(ratios)} cases of SFT on the CPU (ratio)", _span(ratios, "", 2).strip(), "memory"))
+    rows.append(
+        (
+            f"estimated against measured memory, {len(ratios)} cases of SFT on the CPU (ratio)",
+            _span(ratios, "", 2).strip(),
+            "memory",
+        )
+    )
     health = read("health")
     for kind, found in health["healthy_streams"].items():
         shown = f"{sum(found['runs_with_event_by_rule'].values())} of {found['runs']}"
@@ -133,7 +148,13 @@ def trust() -> str:
     rows.append(("reward audit, planted faults that are found", f"{percent(min(audit['found'].values()))} (the lowest) of "
                  f"{len(audit['found'])} kinds", "audit"))  # fmt: skip
     values = read("reward_model")["validation"]["values"]
-    rows.append(("a reward model trained on rules: held-out pairs in the right order", interval(values["pair_accuracy"]), "reward_model"))
+    rows.append(
+        (
+            "a reward model trained on rules: held-out pairs in the right order",
+            interval(values["pair_accuracy"]),
+            "reward_model",
+        )
+    )
     rows.append(("the same by length alone", interval(values["length_baseline"]), "reward_model"))
     return table(rows)
 

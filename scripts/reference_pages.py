@@ -53,7 +53,9 @@ def commands() -> str:
     from aligntune.cli.main import program
 
     intro = (
-        "# Every command and option\n\n" + WRITTEN + "\n\n`--json`, `-v`, `--debug` and `-h` belong to every command and are"
+        "# Every command and option\n\n"
+        + WRITTEN
+        + "\n\n`--json`, `-v`, `--debug` and `-h` belong to every command and are"
         " not repeated. [Command line](../cli.md) explains them with examples, and the exit codes.\n"
     )
     return intro + "\n" + "\n".join(_commands(program, None, "aligntune"))
@@ -136,7 +138,9 @@ def names() -> str:
     parts = ["# Tasks, presets, recipes\n\n" + WRITTEN + "\n"]
     tasks = [(name, read_task(name)) for name in task_names()]
     parts.append("## Tasks of the evaluation library\n")
-    parts.append(table([[f"`{n}`", f"`{t['kind']}`", cell(t.get("about", ""))] for n, t in tasks], ["task", "kind", "source"]))
+    parts.append(
+        table([[f"`{n}`", f"`{t['kind']}`", cell(t.get("about", ""))] for n, t in tasks], ["task", "kind", "source"])
+    )
     kinds = [[f"`{name}`", cell(_first(EvalRegistry.get(name)))] for name in EvalRegistry.names()]
     parts.append("\n## Kinds of evaluation\n\n" + table(kinds, ["kind", "measures"]))
     presets = [
@@ -161,7 +165,9 @@ def _first(thing: Any) -> str:
 def python() -> str:
     """The public names with signature and docstring, by module."""
     parts = [
-        "# Python\n\n" + WRITTEN + "\n\nThe names that scripts may rely on: a name may gain optional parameters; it loses"
+        "# Python\n\n"
+        + WRITTEN
+        + "\n\nThe names that scripts may rely on: a name may gain optional parameters; it loses"
         " none. What is not here may change.\n"
     ]
     seen: dict[int, str] = {}
@@ -220,7 +226,9 @@ def _signature(name: str, value: Any) -> str:
     except (TypeError, ValueError):
         return f"{name}(...)"
     kept = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name not in ("self", "cls")]
-    shown = re.sub(r"<factory>|<[^<>]*>", "...", str(signature.replace(parameters=kept, return_annotation=signature.empty)))
+    shown = re.sub(
+        r"<factory>|<[^<>]*>", "...", str(signature.replace(parameters=kept, return_annotation=signature.empty))
+    )
     return name + shown
 
 

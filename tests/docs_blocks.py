@@ -184,7 +184,9 @@ def accept_value(raw: Any, folder: Path) -> None:
     assert given == raw, f"sections that belong to no file: {set(raw) - set(given)}"
     sft = {"task": "instruction_following", "dataset": "rows.jsonl", **RUN}
     rl = {"algo": "grpo", "datasets": ["rows.jsonl"], "rewards": ["length"], **RUN}
-    load_config({**(rl if {"datasets", "rewards", "composition", "judge", "generation", "health"} & set(raw) else sft), **raw})
+    load_config(
+        {**(rl if {"datasets", "rewards", "composition", "judge", "generation", "health"} & set(raw) else sft), **raw}
+    )
 
 
 SECTIONS = {
@@ -301,7 +303,9 @@ def parse_command(arguments: list[str]) -> None:
     rest = list(arguments)
     context = None
     while True:
-        context = group.make_context(group.name or "aligntune", list(rest), parent=context, obj=Settings.read(arguments))
+        context = group.make_context(
+            group.name or "aligntune", list(rest), parent=context, obj=Settings.read(arguments)
+        )
         rest = list(getattr(context, "_protected_args", [])) + context.args
         if not isinstance(group, click.Group) or not rest:
             return

@@ -36,7 +36,7 @@ HUB: dict[str, list[dict[str, Any]]] = {
          "activity_label": "Rows"} for i in range(6)
     ],
 }  # fmt: skip
-REWARDS = '''
+REWARDS = """
 def no_apology(text, *, word="sorry"):
     return float(word not in text.lower())
 
@@ -46,7 +46,7 @@ def close_enough(text, reference, *, tolerance=0.1):
 
     found = re.findall(r"-?\\d+", text)
     return float(len(found) == 1 and text.strip() == found[0] and abs(float(found[0]) - float(reference)) <= tolerance)
-'''
+"""
 
 
 def hub_data(name: str, subset: str | None = None, *, split: str = "train", **ignored: Any) -> Any:
@@ -109,7 +109,9 @@ def _data(folder: Path) -> None:
     runs.write_rows(folder / "answers.jsonl", answers)
     runs.write_rows(folder / "rated.jsonl", answers)
     runs.write_rows(folder / "data/ARC-Challenge-Dev.jsonl", HUB["allenai/ai2_arc"])
-    rows = [{"instruction": f"Please {w} {i}", "response": f"I {w} it.", "intent": w} for i in range(12) for w in INTENTS]
+    rows = [
+        {"instruction": f"Please {w} {i}", "response": f"I {w} it.", "intent": w} for i in range(12) for w in INTENTS
+    ]
     banking = [{"text": f"{w} number {i}", "category": w} for i in range(20) for w in INTENTS]
     said = [{"said": f"It is {i}.", "reference": str(i)} for i in range(4)]
     for name, table in (("support.csv", rows), ("banking.csv", banking), ("outputs.csv", said)):
@@ -190,7 +192,9 @@ def _trained(folder: Path, name: str, model: Path, kind: str = "sft", **changes:
     """A finished run of two steps."""
     from aligntune.core.backend_factory import create_trainer
 
-    create_trainer(runs.plain(kind, model, folder / "data", train__max_steps=2, output_dir=str(folder / name), **changes)).train()
+    create_trainer(
+        runs.plain(kind, model, folder / "data", train__max_steps=2, output_dir=str(folder / name), **changes)
+    ).train()
 
 
 def _policy_run(folder: Path, model: Path) -> None:

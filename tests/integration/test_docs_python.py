@@ -168,7 +168,9 @@ def audited(space: dict[str, Any]) -> None:
 def new_algorithm(space: dict[str, Any]) -> None:
     from aligntune.core.config import load_config
 
-    config = load_config({"algo": {"name": "ipo", "beta": 0.2}, "model": {"name_or_path": "m"}, "datasets": ["x.jsonl"]})
+    config = load_config(
+        {"algo": {"name": "ipo", "beta": 0.2}, "model": {"name_or_path": "m"}, "datasets": ["x.jsonl"]}
+    )
     assert config.algorithm.arguments(config)["beta"] == 0.2
     assert config.train.learning_rate == 1e-6
 
@@ -191,7 +193,9 @@ def trained_here(space: dict[str, Any]) -> None:
 
 
 def both_backends(space: dict[str, Any]) -> None:
-    losses = [json.loads(Path(f"runs/{i}-{b}/manifest.json").read_text()) for i, b in ((0, "trl"), (1, "unsloth"), (2, "trl"))]
+    losses = [
+        json.loads(Path(f"runs/{i}-{b}/manifest.json").read_text()) for i, b in ((0, "trl"), (1, "unsloth"), (2, "trl"))
+    ]
     assert [m["status"] for m in losses] == ["finished"] * 3
 
 

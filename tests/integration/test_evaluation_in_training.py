@@ -180,6 +180,26 @@ def test_the_best_checkpoint_survives_rotation_and_is_recorded(
     assert not runs.same_weights(out, out / "checkpoint-3")  # the last weights are the model's
 
 
+def test_a_resumed_run_leaves_the_best_checkpoint(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes one before its first evaluation, and knows the best from those before."""
+    changes = {"train__keep_best": "checkpoint", "train__save_steps": 2, "train__save_total_limit": 1}
+    scripted(monkeypatch, [0.9, 0.2])
+    trainer = measured("sft", tiny_model, tmp_path, evaluation__every=3, **changes)
+    result = trainer.train()
+    out = Path(trainer.config.output_dir)
+    assert checkpoints(out) == [3, 6]
+    (out / "checkpoint-6").rename(tmp_path / "gone")
+    (out / "manifest.json").write_text(json.dumps({**(read_manifest(out) or {}), "status": "interrupted"}))
+    (out / "model.safetensors").unlink()
+    scripted(monkeypatch, [0.2])
+    resumed = measured("sft", tiny_model, tmp_path, evaluation__every=3, **changes)
+    assert resumed.train(resume="latest").best == result.best
+    assert checkpoints(out) == [3, 6]
+    assert runs.same_weights(out, tmp_path / "gone")
+
+
 def test_the_model_can_end_with_its_best_weights_by_any_metric(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,38 @@ def test_each_recipe_can_be_run_alone(told: dict[str, Any], cli: Any, tmp_path: 
     ).read_bytes()  # the same run, bit for bit
 
 
+def test_it_is_left_as_stages_too(told: dict[str, Any]) -> None:
+    from aligntune.stages import make_plan
+
+    plan = make_plan(told["out"] / "recipes" / "stages.yaml")
+    assert plan.names == ["sft", "pairs", "held_out_pairs", "grpo", "dpo", "scores", "ranking", "report"]
+    assert plan.output_dir == told["out"] / "stages"
+    assert plan["sft"].kind.config["train"]["max_steps"] == 80  # as --fast has it
+    assert plan["grpo"].kind.config["model"]["name_or_path"] == str(told["out"] / "stages" / "01-sft")
+    assert plan.dependents("pairs") == {"pairs", "dpo", "scores", "ranking", "report"}
+
+
+@pytest.mark.slow
+def test_the_stages_give_what_the_quickstart_gave(told: dict[str, Any]) -> None:
+    """SFT and GRPO bit for bit, as their run files are the same; DPO learns from pairs that are drawn otherwise."""
+    from aligntune.stages import run_stages
+
+    result = run_stages(told["out"] / "recipes" / "stages.yaml")
+    for name in ("sft", "grpo"):
+        again = Path(result[name].results["model"]) / "model.safetensors"
+        assert again.read_bytes() == (told["out"] / name / "model.safetensors").read_bytes()
+    accuracy = {s["name"]: s["accuracy"]["value"] for s in told["data"]["stages"]}
+    numbers = json.loads((Path(result["scores"].folder) / "tables.json").read_bytes())["values"]
+    again = {r["model"]: r["value"] for r in numbers if r["name"] == "rewards/math_correctness"}
+    assert {name: again[name] for name in ("base", "sft", "grpo")} == pytest.approx(
+        {name: accuracy[name] for name in ("base", "sft", "grpo")}
+    )
+    assert again["dpo"] == pytest.approx(accuracy["dpo"], abs=0.15)
+    pairs = read(Path(result["pairs"].results["data"]))
+    assert len(pairs) > 30
+    assert all(p["chosen_score"] - p["rejected_score"] >= 1.0 for p in pairs)
+
+
 def test_a_second_quickstart_does_not_overwrite_the_first(told: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="holds a quickstart already"):
         run_quickstart(told["out"], fast=True)

@@ -98,6 +98,21 @@ def test_policy_optimisation_resumes_in_a_later_epoch(
     assert runs.logged(folder, "reward") != [0.0] * 8
 
 
+def test_an_adapter_beside_its_reference_is_taken_back(tiny_model: Path, tmp_path: Path) -> None:
+    """With a KL term the checkpoint holds the reference as a second adapter, in a folder of its own."""
+    changes = {"model__peft": {"r": 4}, "algo__beta": 0.5, "train__max_steps": 4, "train__save_steps": 2}
+    straight = runs.trainer("grpo", tiny_model, tmp_path / "straight", **changes)
+    straight.train()
+    folder = Path(straight.config.output_dir)
+    assert (folder / "checkpoint-2" / "ref").is_dir()
+    resumed = runs.trainer("grpo", tiny_model, tmp_path / "resumed", **changes)
+    resumed.train(resume=str(folder / "checkpoint-2"))
+    assert runs.same_weights(folder, resumed.config.output_dir)
+    for metric in ("loss", "kl", "entropy"):
+        assert runs.logged(resumed.config.output_dir, metric) == runs.logged(folder, metric)[2:], metric
+    assert all(value != 0 for value in runs.logged(folder, "kl")[1:])
+
+
 def test_settings_that_a_resume_changes_are_named(tiny_model: Path, tmp_path: Path) -> None:
     runs.trainer("dpo", tiny_model, tmp_path, train__max_steps=2, train__save_steps=1).train()
     (tmp_path / "out" / "model.safetensors").unlink()  # as if it had been stopped

@@ -92,7 +92,9 @@ def unknown_command(given: list[str]) -> str | None:
     context = click.Context(program, info_name="aligntune")
     for word in given:
         if word.startswith("--"):
-            shown = group.get_command(context, "run") if group.name == "eval" and isinstance(group, click.Group) else group
+            shown = (
+                group.get_command(context, "run") if group.name == "eval" and isinstance(group, click.Group) else group
+            )
             options = {o for p in (shown or group).params for o in [*p.opts, *p.secondary_opts]}
             if word.rstrip(",").partition("=")[0] not in options | {"--help"}:
                 return word
@@ -187,7 +189,11 @@ def importable(dotted: str) -> bool:
 
 def test_files_of_the_project_exist() -> None:
     start = re.compile(r"(benchmarks|tests|scripts|examples|docs|src)/[\w./-]+\.(py|json|md|yaml|txt|ipynb)")
-    wrong = {f"{page}: `{text}`" for page, text in spans() if start.fullmatch(text) and text not in ELSEWHERE and not (REPO / text).exists()}
+    wrong = {
+        f"{page}: `{text}`"
+        for page, text in spans()
+        if start.fullmatch(text) and text not in ELSEWHERE and not (REPO / text).exists()
+    }
     assert wrong == set()
 
 
@@ -227,5 +233,7 @@ def test_the_site_builds_without_a_warning_and_asks_no_network(tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     for page in tmp_path.rglob("*.html"):
-        loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?://[^\"]+)", page.read_text(encoding="utf-8"))
-        assert [url for url in loaded if "rel=\"canonical" not in url] == [], page
+        loaded = re.findall(
+            r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?://[^\"]+)", page.read_text(encoding="utf-8")
+        )
+        assert [url for url in loaded if 'rel="canonical' not in url] == [], page
