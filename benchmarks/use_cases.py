@@ -102,7 +102,8 @@ def measure(name: str, folder: Path, shared: Path, again: bool) -> dict[str, Any
     kept = RESULTS / name
     kept.mkdir(parents=True, exist_ok=True)
     for stage in trained:
-        shutil.copy(Path(stages[stage]["folder"]) / "manifest.json", kept / f"{stage}.manifest.json")
+        manifest = (Path(stages[stage]["folder"]) / "manifest.json").read_text()
+        (kept / f"{stage}.manifest.json").write_text(relative(manifest, folder, shared))
     write(name, result)
     for stage in trained if again else []:
         target = folder / f"{name}-{stage}-again"
@@ -111,6 +112,13 @@ def measure(name: str, folder: Path, shared: Path, again: bool) -> dict[str, Any
         result.setdefault("reproduced", {})[stage] = said.get("verdict") or said
         write(name, result)
     return result
+
+
+def relative(text: str, folder: Path, shared: Path) -> str:
+    """A manifest without the places of this machine."""
+    for place, name in ((folder, "runs/use_cases"), (shared, "../shared"), (ROOT, "."), (Path(sys.prefix), ".venv")):
+        text = text.replace(str(place), name)
+    return text
 
 
 def write(name: str, result: dict[str, Any]) -> None:
