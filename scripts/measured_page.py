@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,12 @@ def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def table(rows: list[tuple[str, str, str]]) -> str:
-    """Rows of (what, figure, file) as Markdown."""
+Row = tuple[str, str, str]
+"""What it is, the figure, and the file that it comes from."""
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Rows as Markdown."""
     lines = ["| what | measured | file |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {what} | {figure} | `{file}.json` |" for what, figure, file in rows)])
 
@@ -40,32 +44,23 @@ def interval(entry: dict[str, float]) -> str:
     return f"{percent(value)} ({percent(entry['low'])} to {percent(entry['high'])})"
 
 
-def learning() -> str:
+def learning() -> Iterator[Row]:
     """The quickstart's stages, and each algorithm's gain."""
-    rows = []
-    for run in read("quickstart")["runs"]:
+    runs = read("quickstart")["runs"]
+    for run in runs:
+        what = f"quickstart, seed {run['seed']}: accuracy on {run['summary']['problems']} held-out sums"
         shown = ", ".join(f"{s['name']} {interval(s['accuracy'])}" for s in run["summary"]["stages"])
-        rows.append(
-            (
-                f"quickstart, seed {run['seed']}: accuracy on {run['summary']['problems']} held-out sums",
-                shown,
-                "quickstart",
-            )
-        )
-    rows.append(("the same, time and memory", _span([r["wall"] for r in read("quickstart")["runs"]], "s", 0) + ", "
-                 + _span([r["peak_gb"] for r in read("quickstart")["runs"]], "GB", 2), "quickstart"))  # fmt: skip
-    for file, what in LEARNED.items():
+        yield what, shown, "quickstart"
+    shown = f"{span([r['wall'] for r in runs], 0)} s, {span([r['peak_gb'] for r in runs], 2)} GB"
+    yield "the same, time and memory", shown, "quickstart"
+    for file, what_by_name in LEARNED.items():
         for name, pairs in gains(read(f"learning_{file}")["runs"]).items():
             shown = ", ".join(f"{before:.2f} to {after:.2f}" for before, after in pairs)
-            rows.append((f"`{name}`: {what.get(name, what[''])}", shown, f"learning_{file}"))
-    found = read("learning_classification")
-    banking = ", ".join(percent(s["accuracy"]) for s in found["banking77"]["seeds"])
-    rows.append((
-        f"`text_classification` from random weights, {found['banking77']['classes']} classes of banking77: accuracy "
-        f"(chance {percent(found['banking77']['chance'])}, a linear model {percent(found['banking77']['linear']['accuracy'])})",
-        banking, "learning_classification",
-    ))  # fmt: skip
-    return table(rows)
+            yield f"`{name}`: {what_by_name.get(name, what_by_name[''])}", shown, f"learning_{file}"
+    found = read("learning_classification")["banking77"]
+    beside = f"chance {percent(found['chance'])}, a linear model {percent(found['linear']['accuracy'])}"
+    what = f"`text_classification` from random weights, {found['classes']} classes of banking77: accuracy ({beside})"
+    yield what, ", ".join(percent(s["accuracy"]) for s in found["seeds"]), "learning_classification"
 
 
 LEARNED: dict[str, dict[str, str]] = {
@@ -84,7 +79,7 @@ LEARNED: dict[str, dict[str, str]] = {
 
 
 def gains(runs: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """Algorithm to (before, after) by seed, whether seeds stand in the name or below it; other measurements are left."""
+    """Algorithm to (before, after) by seed, whether seeds stand in the name or below it; other values are left."""
     found: dict[str, list[tuple[float, float]]] = {}
     for name, run in runs.items():
         for entry in [run] if "after" in run else [v for v in run.values() if isinstance(v, dict) and "after" in v]:
@@ -93,77 +88,64 @@ def gains(runs: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def _span(values: list[float], unit: str, digits: int) -> str:
-    return f"{min(values):.{digits}f} to {max(values):.{digits}f} {unit}"
+def span(values: list[float], digits: int) -> str:
+    """Lowest and highest of some values."""
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
-def costs() -> str:
+def costs() -> Iterator[Row]:
     """What our own code costs."""
-    rows = []
     for name, entry in read("overhead")["algorithms"].items():
         ratio = entry["median_ratio"]
         shown = f"processor time {ratio['cpu']:.2f}, wall {ratio['wall']:.2f}, peak memory {ratio['peak_mib']:.2f}"
-        rows.append((f"{name}, {entry['steps']} steps, against bare TRL (ratio)", shown, "overhead"))
+        yield f"{name}, {entry['steps']} steps, against bare TRL (ratio)", shown, "overhead"
     startup = read("startup")["median_wall_seconds"]
-    rows += [(f"`{command}`", f"{startup[command]:.2f} s", "startup")
-             for command in ("aligntune --help", "aligntune train refused.yaml")]  # fmt: skip
-    rows += [(f"preparing {m['rows']:,} rows of {m['format']}, {m['arm']}, against TRL (ratio of times)",
-              f"{m['times_trl']:.2f}", "data") for m in read("data")["measurements"] if "times_trl" in m]  # fmt: skip
+    for command in ("aligntune --help", "aligntune train refused.yaml"):
+        yield f"`{command}`", f"{startup[command]:.2f} s", "startup"
+    for found in read("data")["measurements"]:
+        if "times_trl" in found:
+            what = f"preparing {found['rows']:,} rows of {found['format']}, {found['arm']}, against TRL (ratio)"
+            yield what, f"{found['times_trl']:.2f}", "data"
     check = read("check")
-    rows.append((f"`aligntune check` of {check['rows']:,} rows, processor time",
-                 _span([v["cpu_seconds"] for v in check.values() if isinstance(v, dict) and "cpu_seconds" in v], "s", 0), "check"))  # fmt: skip
-    code = read("rewards")["code"]["median_ms"]
-    rows += [
-        (f"a program in the sandbox, level `{level}`", f"{code[level]:.1f} ms", "rewards")
-        for level in ("strong", "full")
-    ]
-    return table(rows)
+    seconds = [v["cpu_seconds"] for v in check.values() if isinstance(v, dict) and "cpu_seconds" in v]
+    yield f"`aligntune check` of {check['rows']:,} rows, processor time", f"{span(seconds, 0)} s", "check"
+    programs = read("rewards")["code"]["median_ms"]
+    for level in ("strong", "full"):
+        yield f"a program in the sandbox, level `{level}`", f"{programs[level]:.1f} ms", "rewards"
 
 
-def trust() -> str:
+def trust() -> Iterator[Row]:
     """What is right, and how often a verdict is wrong."""
     kill = read("kill")["cases"]
-    rows = [(
-        f"runs killed and resumed ({', '.join(c['name'] for c in kill)}): differing from the run never killed",
-        f"{sum(c['faults'] for c in kill)} of {sum(c['kills'] for c in kill)} kills", "kill",
-    )]  # fmt: skip
+    what = f"runs killed and resumed ({', '.join(c['name'] for c in kill)}): differing from the run never killed"
+    yield what, f"{sum(c['faults'] for c in kill)} of {sum(c['kills'] for c in kill)} kills", "kill"
     ratios = [case["ratio"] for case in read("memory")["cases"].values()]
-    rows.append(
-        (
-            f"estimated against measured memory, {len(ratios)} cases of SFT on the CPU (ratio)",
-            _span(ratios, "", 2).strip(),
-            "memory",
-        )
-    )
+    what = f"estimated against measured memory, {len(ratios)} cases of SFT on the CPU (ratio)"
+    yield what, span(ratios, 2), "memory"
     health = read("health")
     for kind, found in health["healthy_streams"].items():
         shown = f"{sum(found['runs_with_event_by_rule'].values())} of {found['runs']}"
-        rows.append((f"health rules, healthy simulated {kind} runs with an event", shown, "health"))
-    worst = min(health["planted_caught"], key=lambda name: health["planted_caught"][name])
-    rows.append(("health rules, planted faults that are caught", f"{percent(health['planted_caught'][worst])} (`{worst}`, the lowest) to "
-                 f"{percent(max(health['planted_caught'].values()))}", "health"))  # fmt: skip
+        yield f"health rules, healthy simulated {kind} runs with an event", shown, "health"
+    caught = health["planted_caught"]
+    worst = min(caught, key=lambda name: caught[name])
+    shown = f"{percent(caught[worst])} (`{worst}`, the lowest) to {percent(max(caught.values()))}"
+    yield "health rules, planted faults that are caught", shown, "health"
     audit = read("audit")
     for name, found in audit["clean"].items():
-        rows.append((f"reward audit, clean runs ({name}) with any finding", interval(found["family_wise"]), "audit"))
-    rows.append(("reward audit, planted faults that are found", f"{percent(min(audit['found'].values()))} (the lowest) of "
-                 f"{len(audit['found'])} kinds", "audit"))  # fmt: skip
+        yield f"reward audit, clean runs ({name}) with any finding", interval(found["family_wise"]), "audit"
+    shown = f"{percent(min(audit['found'].values()))} (the lowest) of {len(audit['found'])} kinds"
+    yield "reward audit, planted faults that are found", shown, "audit"
     values = read("reward_model")["validation"]["values"]
-    rows.append(
-        (
-            "a reward model trained on rules: held-out pairs in the right order",
-            interval(values["pair_accuracy"]),
-            "reward_model",
-        )
-    )
-    rows.append(("the same by length alone", interval(values["length_baseline"]), "reward_model"))
-    return table(rows)
+    what = "a reward model trained on rules: held-out pairs in the right order"
+    yield what, interval(values["pair_accuracy"]), "reward_model"
+    yield "the same by length alone", interval(values["length_baseline"]), "reward_model"
 
 
 def figures() -> Iterator[str]:
     """The generated part."""
-    yield "## That methods learn\n\n" + learning()
-    yield "## What it costs\n\n" + costs()
-    yield "## What can be relied on, and how often a verdict is wrong\n\n" + trust()
+    yield "## That methods learn\n\n" + table(learning())
+    yield "## What it costs\n\n" + table(costs())
+    yield "## What can be relied on, and how often a verdict is wrong\n\n" + table(trust())
 
 
 def main() -> int:

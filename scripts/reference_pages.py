@@ -3,10 +3,10 @@
     python scripts/reference_pages.py          # rewrite the pages
     python scripts/reference_pages.py --check  # exit code 1 if a page is out of date
 
-commands.md: every command with its options (the program's own parser). rewards.md: every reward with kind, range, columns
-and parameters (the registry). names.md: tasks, kinds, metrics, presets, recipes and rubrics by name. python.md: the public
-names of `tests/compat/surface.txt` with signature and docstring. Configuration keys are in docs/configuration.md, which
-`configuration_tables.py` writes.
+commands.md: every command with its options (the program's own parser). rewards.md: every reward with kind, range,
+columns and parameters (the registry). names.md: tasks, kinds, presets, recipes and rubrics by name. python.md: the
+public names of `tests/compat/surface.txt` with signature and docstring. Configuration keys are in
+docs/configuration.md, which `configuration_tables.py` writes.
 """
 
 from __future__ import annotations
