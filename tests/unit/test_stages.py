@@ -507,6 +507,7 @@ def test_estimates_follow_the_model_and_count_steps(file: Path, tiny_model: Path
     assert rows["sft"].steps == 4
     assert rows["dpo"].steps is None
     assert any("not counted yet" in note for note in rows["dpo"].notes)
+    assert any(note.startswith("memory and disk") for note in rows["pairs"].notes)
     assert rows["sft"].memory is not None
     assert rows["sft"].memory > 60_000_000
     assert rows["sft"].disk is not None

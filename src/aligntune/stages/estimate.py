@@ -33,6 +33,8 @@ from aligntune.stages.record import read_record
 
 TRAINING = ("train", "reward_model", "compare")
 """Kinds of stages that have steps."""
+ANSWERING = ("pairs", "evaluate")
+"""Kinds of stages that load a model and train none."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def _stage(plan: Plan, stage: Planned) -> Estimated:
         return _compared(plan, stage, row, earlier)
     seconds = float(earlier["seconds"]) if earlier.get("status") == "finished" else None
     notes = [] if seconds is not None or row.kind == "report" else ["time: nothing like it has run here"]
+    if earlier.get("memory") is None and row.kind in ANSWERING:
+        notes.append("memory and disk: those of answering are not modelled; the model's weights are the least")
     return dataclasses.replace(row, seconds=seconds, memory=earlier.get("memory"), notes=notes)
 
 
