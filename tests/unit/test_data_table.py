@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 import runs
 from aligntune.algorithms.base import Schema
 from aligntune.core.config import DatasetConfig
-from aligntune.data import prepare_dataset, table
+from aligntune.data import prepare_dataset, spool, table
 from aligntune.data.loaders import base, hub
 from aligntune.data.rows import ReadAgain
+from aligntune.data.spool import Spool, spooling_in
 from aligntune.data.storage import content_hash, to_dataset
-from aligntune.data.table import RowTable, Spool, spooling_in
+from aligntune.data.table import RowTable
 from aligntune.errors import ValidationError
 
 scalars = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(-9, 9) | st.text(max_size=4)
@@ -37,7 +38,7 @@ rows_of_any = st.lists(
 def in_blocks(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, block: int, memory: int) -> Any:
     with monkeypatch.context() as patch:
         patch.setattr(table, "BLOCK", block)
-        patch.setattr(table, "MEMORY", memory)
+        patch.setattr(spool, "MEMORY", memory)
         made = RowTable(hashed=True)
         made.extend(rows)
         return made.dataset(), made.content_hash()
@@ -79,7 +80,7 @@ def test_no_number_is_no_json_in_whichever_block(monkeypatch: pytest.MonkeyPatch
 def test_rows_on_disk_leave_no_file_or_the_one_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(spool.tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     rows = [{"text": f"row {i}"} for i in range(10)]
     made, _ = in_blocks(rows, monkeypatch, 3, 0)
@@ -93,7 +94,7 @@ def test_rows_on_disk_leave_no_file_or_the_one_that_is_asked_for(
     assert file.parent == tmp_path
     assert Spool.file_of(kept.select([1, 0])) is None
     monkeypatch.setattr(table, "BLOCK", 2)
-    monkeypatch.setattr(table, "MEMORY", 0)
+    monkeypatch.setattr(spool, "MEMORY", 0)
     broken = RowTable()
     broken.extend(rows)
     del broken
@@ -101,8 +102,8 @@ def test_rows_on_disk_leave_no_file_or_the_one_that_is_asked_for(
 
 
 def test_a_full_disk_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table.tempfile, "mkstemp", lambda **_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(table.errors.EnvironmentError, match="No space left") as caught:
+    monkeypatch.setattr(spool.tempfile, "mkstemp", lambda **_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(spool.errors.EnvironmentError, match="No space left") as caught:
         in_blocks([{"a": 1}], monkeypatch, 1, 0)
     assert "cache.dir" in str(caught.value.hint)
 

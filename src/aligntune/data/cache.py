@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntune.data.places import cache_folder
-from aligntune.data.table import BLOCK, METADATA, Spool, as_dataset, map_table, spooling_in
+from aligntune.data.spool import BLOCK, METADATA, Spool, as_dataset, map_table, spooling_in
 from aligntune.errors import ConfigurationError, ValidationError
 
 if TYPE_CHECKING:

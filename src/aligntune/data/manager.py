@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ class Prepared:
     source: str
     content_hash: str
     class_names: list[str] | None = None
-    skipped: list[dict[str, Any]] = field(default_factory=list)
+    skipped: Sequence[dict[str, Any]] = field(default_factory=list)
     tokens: Any = None
 
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from aligntune.data.table import BLOCK, RowTable
+from aligntune.data.spool import BLOCK
+from aligntune.data.table import RowTable
 
 
 def mix(sizes: list[int], weights: list[float], names: list[str], seed: int) -> tuple[list[tuple[int, int]], str]:

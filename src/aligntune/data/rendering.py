@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from aligntune.algorithms.base import Schema
 from aligntune.data.manager import Prepared
 from aligntune.data.messages import Message
-from aligntune.data.table import in_order, only
+from aligntune.data.spool import in_order, only
 from aligntune.data.tokenised import Count, LossOn, TokenTable, joined, tokenise
 from aligntune.data.tokens import Tokens, common_prefix, fit_to_template, plain_rows
 from aligntune.errors import ConfigurationError, ValidationError

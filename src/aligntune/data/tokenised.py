@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from aligntune.algorithms.base import Schema
-from aligntune.data.table import Spool
+from aligntune.data.spool import Spool
 from aligntune.data.tokens import Tokens, common_prefix
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Count:
 
 
 class TokenTable:
-    """Columns of token rows, kept as Arrow, on disk once they are many (`aligntune.data.table.Spool`)."""
+    """Columns of token rows, kept as Arrow, on disk once they are many (`aligntune.data.spool.Spool`)."""
 
     def __init__(self) -> None:
         self._spool: Spool | None = None

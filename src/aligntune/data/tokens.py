@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.data.messages import Message, plain_completion, plain_conversation, plain_prompt, spoken
-from aligntune.data.table import RowTable, in_order, only
+from aligntune.data.spool import in_order, only
+from aligntune.data.table import RowTable
 from aligntune.errors import ValidationError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from aligntune import errors
 from aligntune.core.config import DatasetConfig
 from aligntune.data.loaders.base import BaseLoader, Placed, refuse_unused_keys, whole_split
 from aligntune.data.rows import BadRows, ReadAgain, Rows, check_columns, class_names
-from aligntune.data.table import BLOCK
+from aligntune.data.spool import BLOCK
 from aligntune.errors import ValidationError
 
 HELD = 10_000
