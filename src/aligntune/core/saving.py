@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligntune.core.best import held_out
+from aligntune.core.card import model_card
 from aligntune.errors import ConfigurationError
 from aligntune.utils.checkpoints import Checkpoint, CheckpointManager, fault, publish, step_of
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 STAGED = ".saving-model"
 """Folder of a model that is being written, inside the one where it goes."""
-BY_CLASS = tuple(f"eval_{name}/" for name in ("precision", "recall", "f1", "rows", "tags", "entities"))
-"""Values of single classes, which `metrics.jsonl` has; a card with hundreds of them would be no card."""
 
 
 def save(trainer: Trainer, folder: Path) -> Path:
@@ -58,40 +56,6 @@ def _write(trainer: Trainer, folder: Path) -> None:
     (folder / "README.md").write_text(model_card(trainer), encoding="utf-8")
     if not any(folder.glob("*.safetensors")):
         raise ConfigurationError(f"no weights were written to {folder}", hint="look at the disk's free space")
-
-
-def model_card(trainer: Trainer) -> str:
-    """A model card that states what was trained, on what, how, and what was measured."""
-    from aligntune import __version__
-
-    config = trainer.config
-    base = config.model.name_or_path
-    hub = "" if Path(base).exists() else f"base_model: {base}\n"
-    peft = "library_name: peft\n" if config.model.peft else "library_name: transformers\n"
-    sources = ", ".join(f"`{d.name}`" + (f" ({d.split})" if d.split != "train" else "") for d in config.sources)
-    shown = (k for k in sorted(trainer.state.metrics) if held_out(k) and not k.startswith(BY_CLASS))
-    measured = {k.removeprefix("eval_").removeprefix("eval/"): trainer.state.metrics[k] for k in shown}
-    measured.pop("seconds", None)
-    lines = [
-        "---",
-        f"{hub}{peft}tags:\n- aligntune\n- {config.algorithm.key}",
-        "---",
-        "",
-        f"# {config.logging.run_name or Path(config.output_dir).name}",
-        "",
-        f"`{base}` trained with {config.algorithm.key} on {sources} (AlignTune {__version__}, backend "
-        f"{config.backend}, {trainer.state.step} steps, seed {config.train.seed}).",
-        "",
-        "`config.resolved.yaml` repeats the run; `manifest.json` names the versions, data hashes and hardware.",
-    ]
-    if measured:
-        intervals = {
-            k.removeprefix("eval_").removeprefix("eval/"): f"{low:.4g} to {high:.4g}"
-            for k, (low, high) in trainer.state.intervals.items()
-        }
-        lines += ["", "| held-out measure | value | 95% interval |", "|---|---|---|"]
-        lines += [f"| {name} | {value:.4g} | {intervals.get(name, '')} |" for name, value in measured.items()]
-    return "\n".join(lines) + "\n"
 
 
 def find_checkpoint(output_dir: str, wanted: str) -> Checkpoint:
