@@ -1,12 +1,13 @@
 """Any text, any values and any arguments: the loader and the command line answer with one of our errors, or a result.
 
-300 cases each in the default suite, 10,000 in the slow one.
+Up to 300 cases each in the default suite, 10,000 in the slow one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,12 @@ TEXTS = st.one_of(
     ),
     st.sampled_from([b"a: &a [*a]", b"a: !!python/object:os.system x", b"? [1]\n: 2", b"base: run.yaml", b"- 1", b"1", b""]),
 )  # fmt: skip
-COMMANDS = ("config", "recipes", "diff", "diagnose", "reproduce", "train", "check", "report", "rewards", "data", "eval")
+COMMANDS = (
+    "config", "recipes", "diff", "diagnose", "reproduce", "train", "check", "report", "rewards", "data", "eval", "compare",
+    "run", "nonsense",
+)  # fmt: skip
+LIMIT = 60
+"""Seconds after which a command line counts as hanging."""
 WORDS = st.one_of(
     st.sampled_from(
         ["--json", "--help", "-v", "--debug", "show", "list", "run", "schema", "--dry-run", "nowhere", "run.yaml", "a=b",
@@ -106,6 +112,26 @@ WORDS = st.one_of(
     ),
     st.text(max_size=6).filter(lambda t: "\x00" not in t),
 )  # fmt: skip
+
+
+ASSIGNED = st.lists(
+    st.builds(
+        "{}={}".format,
+        st.sampled_from(KEYS),
+        st.one_of(
+            VALUES.map(lambda v: yaml.safe_dump(v, default_flow_style=True, width=10**6).removesuffix("...\n").strip()),
+            st.text(max_size=8),
+        ),
+    ).filter(lambda t: "\x00" not in t),
+    max_size=3,
+)
+"""Overrides as they stand on a command line."""
+
+
+def any_overrides(kind: str, assigned: list[str], run: Callable[[list[str]], int]) -> None:
+    Path("run.yaml").write_text(yaml.safe_dump(BASE[kind]))
+    code = run(["train", "run.yaml", "--dry-run", *assigned])
+    assert code in (0, 2, 3), (kind, assigned, code)
 
 
 def any_arguments(command: str, words: list[str], run: Callable[[list[str]], int]) -> None:
@@ -116,22 +142,32 @@ def any_arguments(command: str, words: list[str], run: Callable[[list[str]], int
 @pytest.fixture
 def answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[list[str]], int]:
+) -> Iterator[Callable[[list[str]], int]]:
     """Run the command line in an empty folder, and refuse what it did not expect."""
     from aligntune.cli import main as program
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TQDM_DISABLE", "1")
 
+    def late(*given: Any) -> None:
+        raise BaseException(f"still running after {LIMIT} s")  # nothing in the program may catch it
+
+    before = signal.signal(signal.SIGALRM, late)
+
     def run(arguments: list[str]) -> int:
-        code = program.main(arguments)
+        signal.alarm(LIMIT)
+        try:
+            code = program.main(arguments)
+        finally:
+            signal.alarm(0)
         out = capsys.readouterr()
         assert not re.search(r"unexpected \w+(Error|Exception|Interrupt)", out.err), (arguments, out.err)
         if "--debug" not in arguments:
             assert "Traceback" not in out.err
         return code
 
-    return run
+    yield run
+    signal.signal(signal.SIGALRM, before)
 
 
 @settings(max_examples=FEW, deadline=None, suppress_health_check=QUIET)
@@ -150,6 +186,19 @@ def test_any_text(tmp_path: Path, text: bytes) -> None:
 @given(st.sampled_from(COMMANDS), st.lists(WORDS, min_size=1, max_size=4))
 def test_any_arguments(answered: Callable[[list[str]], int], command: str, words: list[str]) -> None:
     any_arguments(command, words, answered)
+
+
+@settings(max_examples=FEW // 3, deadline=None, suppress_health_check=QUIET)
+@given(st.sampled_from(sorted(BASE)), ASSIGNED)
+def test_any_overrides(answered: Callable[[list[str]], int], kind: str, assigned: list[str]) -> None:
+    any_overrides(kind, assigned, answered)
+
+
+@pytest.mark.slow
+@settings(max_examples=MANY, deadline=None, suppress_health_check=QUIET)
+@given(st.sampled_from(sorted(BASE)), ASSIGNED)
+def test_any_overrides_many(answered: Callable[[list[str]], int], kind: str, assigned: list[str]) -> None:
+    any_overrides(kind, assigned, answered)
 
 
 @pytest.mark.slow

@@ -93,9 +93,6 @@ class Referenced(Preference):
         loaded.model.requires_grad_(False)
         return {"ref_model": loaded.model.eval()}
 
-    def trainer_type(self, base: type) -> type:
-        return import_attribute("aligntune.core.rl.adapters:restoring")(base)  # type: ignore[no-any-return]
-
     def attach(self, hf: Any, trainer: Any) -> None:
         import_attribute("aligntune.core.rl.pairs:drop_fresh_copy")(hf.model)
 

@@ -25,7 +25,6 @@ from pydantic import PositiveFloat, PositiveInt
 
 from aligntune.algorithms.base import AlgorithmParams, Schema, algorithm
 from aligntune.algorithms.dpo import DPO
-from aligntune.registry import import_attribute
 
 
 @algorithm("spin", trainer="trl:DPOTrainer", args="trl:DPOConfig", data=Schema.PROMPT_COMPLETION)
@@ -53,9 +52,6 @@ class SPIN(AlgorithmParams):
 
     def arguments(self, config: Any) -> dict[str, Any]:
         return DPO(beta=self.beta).arguments(config)
-
-    def trainer_type(self, base: type) -> type:
-        return import_attribute("aligntune.core.rl.adapters:restoring")(base)  # type: ignore[no-any-return]
 
     def bound_to_batch(self, config: Any) -> str | None:
         return "each round is a run of its own, which goes on from its own checkpoints only"

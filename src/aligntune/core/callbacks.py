@@ -33,6 +33,7 @@ def make_callback(trainer: Trainer, stop: StopRequest, progress: Progress) -> An
             if trainer._hf is not None:
                 TokenCount(trainer._hf).restore(state)
                 trainer._hf.restore_window(over=state.global_step >= state.max_steps or is_over(trainer))
+            protect_best(trainer, state)  # a resumed run knows it from the evaluations before
             if state.global_step == 0:
                 if trainer.config.evaluation.at_start:
                     trainer.evaluate_now(0)

@@ -111,6 +111,15 @@ def durable(base: type) -> type:
             # The library takes one step more from a checkpoint of the last step, unless there are no batches.
             return ([], None) if self._over else super().get_batch_samples(*args, **kwargs)
 
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            target = self.accelerator.unwrap_model(self.model if model is None else model)
+            if len(getattr(target, "peft_config", {})) > 1:
+                from aligntune.core.rl.adapters import take_adapter  # its package imports the trainer, as we do
+
+                # The library loads the folders of further adapters (the reference `ref`) then, and not the trained one.
+                take_adapter(target, Path(resume_from_checkpoint))
+
         def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
             if self.args.device.type == "cpu":
                 know_numbered_cpus()

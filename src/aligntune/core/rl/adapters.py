@@ -1,40 +1,23 @@
-"""A library trainer that takes the trained adapter back from a checkpoint which holds a second one beside it.
+"""Taking the trained adapter back from a checkpoint which holds a second one beside it.
 
-    trainer_class = restoring(trl.DPOTrainer)
+    take_adapter(model, Path("out/checkpoint-8"))
 
 PEFT writes the adapter `default` into the checkpoint's root and every other one (the frozen copy `ref`, which is the
-reference where training goes on with an adapter) into a folder of its name. Transformers 5.17 then loads the folders
-alone, so that a resumed run would begin again with the weights of its first step, without a word.
+reference in policy optimisation, and where training goes on with an adapter) into a folder of its name. Transformers
+5.17 then loads the folders alone, so that a resumed run would begin again with the weights of its first step, without a
+word; `core.durable` calls this for every algorithm.
 
 Source: `Trainer._load_from_checkpoint` of Transformers 5.17 and `PeftModel.save_pretrained` of PEFT 0.21.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from aligntune.errors import TrainingError
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-@cache
-def restoring(base: type) -> type:
-    """`base` (a trainer class of Transformers' line) with the adapter `default` of a checkpoint's root loaded too."""
-
-    class Restoring(base):  # type: ignore[misc, valid-type]
-        """See `restoring`."""
-
-        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            target = self.accelerator.unwrap_model(self.model if model is None else model)
-            if len(getattr(target, "peft_config", {})) > 1:
-                take_adapter(target, Path(resume_from_checkpoint))
-
-    Restoring.__name__, Restoring.__qualname__ = base.__name__, base.__qualname__
-    return Restoring
 
 
 def take_adapter(model: Any, folder: Path) -> None:
