@@ -155,6 +155,16 @@ def test_rows_are_asked_in_the_published_form():
         ("hate_speech", "hate_speech/labeled_data.csv", 5012),
         ("wnut17", "wnut17/emerging.dev.conll", 1009),
         ("ud_english_ewt", "ud_english_ewt/en_ewt-ud-dev.conllu", 1000),
+        ("alpaca", "alpaca/alpaca_en_demo.json", 710),
+        ("dolly", "dolly/dolly.json", 12),
+        ("self_instruct", "self_instruct/user_oriented_instructions.jsonl", 126),
+        ("cnn_dailymail", "summarization/cnn_dailymail.jsonl", 133),
+        ("retail_banking", "retail_banking/retail_banking_dataset.json", 900),
+        ("glaive_tools", "chat_tools/glaive_toolcall_en_demo.json", 237),
+        ("dpo_en_demo", "dpo_en_demo/dpo_en_demo.json", 205),
+        ("llmbar", "llmbar/Natural.json", 50),
+        ("pandalm", "pandalm/testset-v1.json", 411),
+        ("spider", "spider/dev.json", 567),
     ],
 )
 def test_real_sets_are_read_whole(shared, monkeypatch, name, file, rows):

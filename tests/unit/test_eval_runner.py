@@ -25,8 +25,10 @@ from aligntune.eval import (
 )
 from aligntune.eval.evaluators import BaseEvaluator
 from aligntune.eval.metrics.base import MetricValue
+from aligntune.eval.registry import EvalRegistry
 from aligntune.eval.result import TaskResult
 from aligntune.eval.tasks.base import EvalKind, item_ids
+from aligntune.eval.tasks.function import function_kind
 
 QUESTIONS = [{"prompt": f"{a}+{a}=?", "answer": str(2 * a)} for a in range(6)]
 TEXTS = [{"text": "one two three"}, {"text": "four"}]
@@ -318,6 +320,38 @@ def test_a_kind_of_ones_own_runs(tiny):
     result = BaseEvaluator(*tiny).run(Letters(), QUESTIONS, EvalSettings(max_new_tokens=3))
     assert (result.kind, result.headline.n) == ("Letters", 6)
     assert result.settings["max_new_tokens"] == 3
+
+
+def test_a_function_scores_answers(tiny, tmp_path):
+    """A decorated function is a kind: numbers, truth values, items without a score, and what is refused."""
+
+    @EvalRegistry.register("even")
+    def even(output, row):
+        return None if row["reference"] == "3" else len(row["reference"]) % 2 == 1 and bool(output)
+
+    rows = [{"prompt": q["prompt"], "reference": "1" * (1 + i % 2) if i else "3"} for i, q in enumerate(QUESTIONS)]
+    try:
+        result = BaseEvaluator(*tiny).run("even", rows, EvalSettings(max_new_tokens=3))
+        metric = result.headline
+        assert (metric.name, metric.missing, metric.n) == ("even", 1, len(rows) - 1)
+        assert metric.value == pytest.approx(sum(len(r["reference"]) == 1 for r in rows[1:]) / (len(rows) - 1))
+        assert metric.method == "wilson"
+        with pytest.raises(ConfigurationError, match="registered already"):
+            EvalRegistry.register("even")(lambda output, row: 1.0)
+    finally:
+        EvalRegistry.remove("even")
+    (tmp_path / "mine.py").write_text("def half(output, row):\n    return 0.5\n\ndef one(output):\n    return 1\n")
+    kind = EvalRegistry.get(f"{tmp_path / 'mine.py'}:half")
+    assert BaseEvaluator(*tiny).run(kind(), rows, EvalSettings(max_new_tokens=1)).headline.value == 0.5
+    with pytest.raises(ConfigurationError, match="cannot score an answer") as caught:
+        EvalRegistry.get(f"{tmp_path / 'mine.py'}:one")
+    assert "(output, row)" in caught.value.hint
+    for wrong, told in (
+        (lambda output, row: "x", "returned 'x'"),
+        (lambda output, row: row["gold"], "raised KeyError"),
+    ):
+        with pytest.raises(ValidationError, match=told):
+            BaseEvaluator(*tiny).run(function_kind(wrong, "wrong")(), rows[:1], EvalSettings(max_new_tokens=1))
 
 
 def test_sample_logger_keeps_answers_side_by_side(tiny, tmp_path):

@@ -4,7 +4,11 @@
     class Shouting(EvalKind):
         ...
 
-A file may name a kind that nobody has registered by its place: `kind: my_kinds.py:Shouting`. It holds no data sets: a
+    @EvalRegistry.register("polite")
+    def polite(output, row):
+        return float("please" in output.lower())
+
+A file may name a kind that nobody has registered by its place: `kind: my_kinds.py:polite`. It holds no data sets: a
 task in an evaluation file joins a kind with one.
 """
 
@@ -19,7 +23,7 @@ from aligntune.registry import Registry
 if TYPE_CHECKING:
     from aligntune.eval.tasks.base import EvalKind
 
-K = TypeVar("K", bound="type[EvalKind]")
+K = TypeVar("K")
 
 _KINDS: Registry[Any] = Registry("evaluation kind")
 for _name, _class in (
@@ -45,32 +49,32 @@ class EvalRegistry:
 
     @staticmethod
     def register(name: str, *, replace: bool = False) -> Callable[[K], K]:
-        """Decorator that registers an `EvalKind` under `name`.
+        """Decorator that registers an `EvalKind`, or a function (output, row) that scores an answer, under `name`.
 
         Raises:
-            ConfigurationError: the name is taken.
+            ConfigurationError: the name is taken, or the function does not take two arguments.
         """
-        return _KINDS.register(name, replace=replace)
+
+        def add(target: K) -> K:
+            _KINDS.register(name, replace=replace)(_kind_of(target, name))
+            return target
+
+        return add
 
     @staticmethod
     def get(name: str) -> type[EvalKind]:
-        """The class registered under `name`, or `file.py:Class` or `package.module:Class` of a user's own.
+        """The class registered under `name`, or of `file.py:name` or `package.module:name`, a user's class or function.
 
         Raises:
-            ConfigurationError: nobody registered it (the hint names the nearest), or it is no class of a kind.
+            ConfigurationError: nobody registered it (the hint names the nearest), or it is neither a kind nor a
+                function of (output, row).
         """
         if name in _KINDS or (":" not in name and not name.endswith(".py")):
             kind: type[EvalKind] = _KINDS.get(name)
             return kind
-        from aligntune.eval.tasks.base import EvalKind
         from aligntune.utils.user_code import load_function
 
-        found = load_function(name, "evaluation kind")
-        if not (isinstance(found, type) and issubclass(found, EvalKind)):
-            raise ConfigurationError(
-                f"{name} is no kind of evaluation", hint="name a class that builds on aligntune.eval.EvalKind"
-            )
-        return found
+        return _kind_of(load_function(name, "evaluation kind"), name)
 
     @staticmethod
     def names() -> list[str]:
@@ -81,3 +85,18 @@ class EvalRegistry:
     def remove(name: str) -> None:
         """Forget a kind (for tests and notebooks)."""
         _KINDS.remove(name)
+
+
+def _kind_of(target: Any, name: str) -> type[EvalKind]:
+    """A kind itself, or the one that a function makes."""
+    from aligntune.eval.tasks.base import EvalKind
+
+    if not isinstance(target, type):
+        from aligntune.eval.tasks.function import function_kind
+
+        return function_kind(target, name)
+    if not issubclass(target, EvalKind):
+        raise ConfigurationError(
+            f"{name} is no kind of evaluation", hint="name a class that builds on aligntune.eval.EvalKind"
+        )
+    return target
