@@ -124,12 +124,12 @@ def _memory_error(trainer: Trainer, failed: str) -> TrainingError:
     told = "; ".join(f"{size} at once: about {peak / 1e9:.2f} GB" for size, peak in peaks)
     return TrainingError(
         f"memory ran out in step {step} ({failed})" + (f"; estimates of its peak: {told}" if told else ""),
-        hint="; ".join(_advice(config)) + "; then go on with --resume",
+        hint="; ".join(advice(config)) + "; then go on with --resume",
         context={"step": step, "estimates": dict(peaks)},
     )
 
 
-def _advice(config: Any) -> list[str]:
+def advice(config: Any) -> list[str]:
     """What to change, the change that costs least first."""
     t, model, found = config.train, config.model, []
     bound = config.algorithm.bound_to_batch(config)

@@ -38,6 +38,7 @@ from aligntune.core.pretokenised import taking_tokens
 from aligntune.core.recording import note_end, record_rollouts, warn, write_header, write_held
 from aligntune.core.refreshing import draw_report
 from aligntune.core.resuming import begin, find_start
+from aligntune.core.room import check_room
 from aligntune.core.rows import write_skipped
 from aligntune.core.saving import Checkpoint
 from aligntune.core.services import Services, held_back
@@ -213,6 +214,7 @@ class Trainer:
         RunFolder.check(self.config.output_dir, resume=resume is not None)
         checkpoint = find_start(self, resume)
         with patient_collector():
+            check_room(self)
             self._train_rows()
             self._eval_rows()
             self._tasks = prepare_tasks(self)
