@@ -14,6 +14,7 @@ import pytest
 
 import helpers
 from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.eval import BertScoreMetric
 from aligntune.rewards import RewardConfig, build_rewards, get_reward_function
 from aligntune.rewards.builtin.nli import context_text, passages
 from aligntune.rewards.models import NLI, Embedder, LocalModel, OneLogit, ReferenceLM, TextClassifier
@@ -312,6 +313,9 @@ def test_bertscore_is_greedy_matching_at_its_layer(encoder: Path, layer: int) ->
     expected = [greedy(encoder, t, g, layer) for t, g in zip(texts, golds, strict=True)]
     assert reward.batch(texts, {"reference": golds}) == pytest.approx(expected, abs=1e-5)
     assert expected[2] == pytest.approx(1.0)
+    metric = BertScoreMetric(str(encoder), layer).compute(texts, references=golds)
+    assert (metric.value, metric.n) == (pytest.approx(sum(expected) / 3, abs=1e-5), 3)
+    assert metric.name == f"bertscore[tiny-encoder:{layer}]"
     rescaled = get_reward_function("bertscore", path=str(encoder), layer=layer, baseline=0.5)
     assert rescaled.compute(texts[0], reference=golds[0]) == pytest.approx(max(0, 2 * expected[0] - 1), abs=1e-5)
 
