@@ -208,7 +208,7 @@ CHECKS: dict[str, dict[str, Any]] = {
     "docs/backends.md": {"from aligntune.core.backend_factory import create_trainer": both_backends},
     "docs/evaluation.md": {
         "from aligntune.eval import EvalRunner, load_eval_config": evaluated,
-        "from aligntune.algorithms.base import Schema": new_kind,
+        "from aligntune.algorithms import Schema": new_kind,
     },
     "docs/rewards.md": {
         "# my_rewards.py": own_functions,
