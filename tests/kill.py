@@ -2,6 +2,7 @@
 
     python tests/kill.py sft grpo --kills 20 --seed 1        # prints one JSON document
     python tests/kill.py two:dpo --kills 4                   # two processes, killed together after a random time
+    python tests/kill.py full:sft denied:grpo --kills 10     # the disk is full, or denied, from a random write on
 
 The libraries are imported once, and every run is a forked child that calls the command line (`aligntune train FILE
 [--resume]`, or that of another case). A moment is the n-th file event (open for writing, rename, remove, mkdir) inside
@@ -13,6 +14,7 @@ what a killed process leaves: nothing of Python runs any more.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -64,6 +66,8 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
 """Commands of the kinds that are no plain `aligntune train FILE --no-check`, and what makes them go on."""
 WITH_CHILDREN = ("meta_es", "compare")
 """Kinds whose work is done in further processes, so that a moment may be a time too."""
+ERRORS = {"full": errno.ENOSPC, "denied": errno.EACCES}
+MESSAGES = {"full": "no space left", "denied": "no permission"}
 SEARCH = {"iterations": 1, "population": 2, "steps": 2, "num_generations": 4, "divergence_weight": 10.0}
 STEPS, EVERY = 8, 2
 COMMITTED = re.compile(r"^os\.rename .*/\.saving/checkpoint-\d+$")
@@ -396,6 +400,69 @@ def prove(name: str, model: Path, work: Path, *, kills: int, seed: int, saving: 
     return outcome
 
 
+def failing(kind: str, file: Path, folder: Path, moment: int, code: int) -> int:
+    """A run in whose folder every file event from the `moment`-th on fails, but for removing."""
+
+    def fail(count: int, what: str) -> None:
+        if count >= moment and not what.startswith(("os.remove", "os.rmdir")):
+            raise OSError(code, os.strerror(code), what.partition(" ")[2])
+
+    watched(folder, fail)
+    return call(kind, file)
+
+
+def prove_faults(error: str, name: str, model: Path, work: Path, *, kills: int, seed: int) -> Outcome:
+    """The disk of a run is full (or not to be written to) from a random file event on: our message, and a resume to the
+    same end once there is room.
+    """
+    import yaml
+
+    kind, code = KINDS[name][0], ERRORS[error]
+    started, outcome, draw = (
+        time.monotonic(),
+        Outcome(f"{error}:{name}", kills),
+        random.Random(f"{seed}:{error}:{name}"),
+    )
+
+    def config(folder: Path) -> tuple[Path, Path]:
+        folder.mkdir(parents=True)
+        file = folder / "run.yaml"
+        file.write_text(yaml.safe_dump(raw_config(name, model, work, folder / "out")), encoding="utf-8")
+        return file, folder / "out"
+
+    file, straight = config(work / "straight")
+    events = work / "events.json"
+    if in_child(lambda: counted(kind, file, straight, events), log=work / "straight.log"):
+        outcome.faults.append("the straight run failed")
+        return outcome
+    seen = json.loads(events.read_text())
+    for i in range(kills):
+        file, folder = config(work / f"fault-{i}")
+        moment, log = draw.randint(1, len(seen)), work / f"fault-{i}.log"
+        ended = in_child(lambda: failing(kind, file, folder, moment, code), log=log)  # noqa: B023
+        said, before = log.read_text(), whole(folder)
+        found = []
+        status = json.loads(f.read_text())["status"] if (f := folder / "manifest.json").exists() else "missing"
+        if ended == 2:
+            outcome.killed += 1
+            if "Traceback" in said or MESSAGES[error] not in said:
+                found.append(f"it said {said[-900:]}")
+        elif status != "finished":  # the report of a run that is finished may be missing
+            found.append(f"it ended with {ended}: {said[-900:]}")
+        if status != "finished":
+            resume = status != "missing"
+            again = in_child(lambda: call(kind, file, resume=resume), log=log)  # noqa: B023
+            outcome.resumes += 1
+            found += [f"resume ended with {again}: {log.read_text()[-900:]}"] if again else []
+            found += [] if again else differences(straight, folder)
+        found += [f"checkpoints {sorted(before - whole(folder))} are gone"] if before - whole(folder) else []
+        outcome.faults += [f"fault {i} from event {moment} ({seen[moment - 1]}): {fault}" for fault in found]
+        if not found:
+            shutil.rmtree(work / f"fault-{i}")
+    outcome.seconds = round(time.monotonic() - started, 1)
+    return outcome
+
+
 def witness(straight: Path) -> dict[str, float]:
     """What of the straight run says that the case holds what it is for."""
     rows = lines(straight / "metrics.jsonl")
@@ -500,7 +567,9 @@ def main() -> int:
     for name in given.names:
         (work / name).mkdir(parents=True)
         kind, _, rest = name.partition(":")
-        proof = partial(prove_two, rest) if kind == "two" else partial(prove, name)
+        proof = partial(prove, name)
+        if rest:
+            proof = partial(prove_two, rest) if kind == "two" else partial(prove_faults, kind, rest)
         outcome = proof(given.model.absolute(), work / name, kills=given.kills, seed=given.seed)
         found.append(vars(outcome))
         print(f"{name}: {outcome.killed} killed, {len(outcome.faults)} faults, {outcome.seconds} s", file=sys.stderr)

@@ -309,6 +309,16 @@ def test_two_processes_are_killed_and_go_on(name: str, tiny_model: Path, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("error", ["full", "denied"])
+@pytest.mark.parametrize("name", ["sft", "grpo"])
+def test_a_disk_that_fails_from_any_write_on(error: str, name: str, tiny_model: Path, tmp_path: Path) -> None:
+    """Our message and exit code, older checkpoints whole, and the same end once there is room again."""
+    (outcome,) = kill_driver(tiny_model, tmp_path, f"{error}:{name}", kills=15, seed=1, timeout=3000)
+    assert outcome["faults"] == [], outcome
+    assert outcome["killed"] > 10
+
+
+@pytest.mark.slow
 def test_sigterm_on_the_command_line_exits_130(tiny_model: Path, tmp_path: Path) -> None:
     raw = runs.plain("sft", tiny_model, tmp_path, train__max_steps=20000)
     file = tmp_path / "run.yaml"
