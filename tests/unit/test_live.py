@@ -7,16 +7,20 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aligntune.core import live, screen
 from aligntune.core.live import Progress, Seen, clock, frame
+from aligntune.core.live_folder import FolderView
 from aligntune.core.live_frame import curve, printable
 from aligntune.core.screen import Screen
+from aligntune.stages import process
 
 
 class Terminal(io.StringIO):
@@ -331,3 +335,43 @@ def test_an_interrupt_in_the_middle_of_a_drawing_leaves_a_clean_terminal(
     progress.close()
     assert sys.stderr is terminal
     assert terminal.screen() == [""]
+
+
+# ---- a run in another process -----------------------------------------------------------------------------------
+
+
+def test_a_folder_is_followed_by_what_is_appended(tmp_path: Path) -> None:
+    folder, out = tmp_path / "run", io.StringIO()
+    folder.mkdir()
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "loss": 9.0}\n')
+    with FolderView(folder, "stage sft (train)", "plain", out) as view:
+        view.poll()
+        assert out.getvalue() == ""  # it stood there before
+        (folder / "manifest.json").write_text('{"total_steps": 8}')
+        with open(metrics, "a") as file:
+            file.write('{"step": 2, "loss": 2.5}\nnonsense\n{"step": 3, "lo')
+            file.flush()
+            view.poll()
+            file.write('ss": 0.5}\n')
+        (folder / "samples.jsonl").write_text('{"step": 3, "prompt": [{"content": "Hi?"}], "answer": "Yes"}\n')
+        (folder / "events.jsonl").write_text('{"step": 3, "rule": "kl_high", "message": "far"}\n')
+        view.poll()
+    assert view.progress.seen.sample == (3, "Hi?", "Yes", None)
+    assert view.progress.seen.events == ["step 3: far (kl_high)"]
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "stage sft (train): step 2 of 8 (25%): loss 2.5"
+    assert re.fullmatch(r"stage sft \(train\): step 3 of 8 \(38%\)(, [\d:]+ left)?: loss 0.5", lines[1])
+    assert len(lines) == 2
+    metrics.write_text('{"step": 1, "loss": 9.0}\n')  # cut back to a checkpoint
+    view.poll()
+    assert len(out.getvalue().splitlines()) == 2
+
+
+def test_a_process_is_looked_at_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "LOOK_SECONDS", 0.01)
+    looks: list[int] = []
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.2); raise SystemExit(3)"]) as child:
+        code, _ = process._wait(child, lambda: looks.append(1))
+    assert code == 3
+    assert len(looks) > 3

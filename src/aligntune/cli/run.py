@@ -26,10 +26,11 @@ SHOWN = 3
 @click.argument("arguments", nargs=-1, metavar="FILE [KEY=VALUE]...")
 @click.option("--from", "start", metavar="STAGE", help="Make this stage again, and every stage that depends on it.")
 @click.option("--only", metavar="STAGE,STAGE", help="These stages alone; what they need must be finished.")
+@click.option("--plain", is_flag=True, help="Lines in place of the live view of a stage that trains.")
 @click.option("--dry-run", is_flag=True, help="Check every stage, and say what it would take; write nothing.")
 @shared
 def command(
-    settings: Settings, arguments: tuple[str, ...], start: str | None, only: str | None, dry_run: bool
+    settings: Settings, arguments: tuple[str, ...], start: str | None, only: str | None, plain: bool, dry_run: bool
 ) -> Output:
     """Run the stages of FILE that are not finished, each in a process of its own.
 
@@ -52,7 +53,7 @@ def command(
     if dry_run:
         plan = make_plan(file, overrides)
         return _described(plan, Execution(plan, start=start, only=names))
-    return _told(run_stages(file, overrides, start=start, only=names))
+    return _told(run_stages(file, overrides, start=start, only=names, display="plain" if plain else "auto"))
 
 
 def _described(plan: Plan, execution: Any) -> Output:

@@ -137,6 +137,9 @@ def follow(hf: Any, trainer: Trainer) -> Follower:
     class FollowCallback(TrainerCallback):  # type: ignore[misc]
         """Hands the loop's events to the follower."""
 
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer._run.update_manifest({"total_steps": state.max_steps})
+
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             follower.act(state, control)
             if control.should_save:

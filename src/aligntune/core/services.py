@@ -221,7 +221,7 @@ def attach_services(hf: Any, trainer: Trainer) -> None:
         """Hands the loop's beginning and its checkpoints on; rows come from `Trainer.record`."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            given = {name: kwargs[name] for name in ("model", "processing_class") if name in kwargs}
+            given: dict[str, Any] = {name: kwargs[name] for name in ("model", "processing_class") if name in kwargs}
             for service in services.all:
                 service.begin(args, state, control, given)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,10 +184,7 @@ def health(run: RunData) -> Health | None:
     if not run.events and not watched:
         return None
     rows = [
-        (
-            str(row.get("step", "")),
-            *(str(row.get(key, "")) for key in ("rule", "severity", "message", "advice")),
-        )
+        (_word(row, "step"), _word(row, "rule"), _word(row, "severity"), _word(row, "message"), _word(row, "advice"))
         for row in run.events
     ]
     if not rows:
@@ -196,6 +193,10 @@ def health(run: RunData) -> Health | None:
     count = f"{len(rows)} {'event' if len(rows) == 1 else 'events'}"
     told = f"{count}, {grave} of them grave: the run is most likely lost." if grave else f"{count} to look at."
     return Health(told, rows[:MOST_EVENTS], max(len(rows) - MOST_EVENTS, 0))
+
+
+def _word(row: Mapping[str, Any], key: str) -> str:
+    return str(row.get(key, ""))
 
 
 def own_notes(run: RunData) -> list[str]:

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from aligntune import errors
+from aligntune.core.live import Mode
+from aligntune.core.live_folder import FolderView
 from aligntune.errors import AlignTuneError, ConfigurationError, TrainingError
 from aligntune.stages.config import StagesConfig
 from aligntune.stages.kinds import LOG, RECORD, said_json
@@ -94,6 +96,7 @@ def run_stages(
     start: str | None = None,
     only: Sequence[str] = (),
     runner: Runner | None = None,
+    display: Mode = "auto",
 ) -> StagesResult:
     """Make every stage that is not finished.
 
@@ -103,6 +106,7 @@ def run_stages(
         start: make this stage again, and every stage that depends on it; what was there is set aside.
         only: make these stages alone; what they need must be finished.
         runner: runs a command, in place of `run_process`.
+        display: how a stage that trains is shown, as `logging.display`.
 
     Raises:
         ConfigurationError: the file is wrong, or a finished stage has changed.
@@ -110,24 +114,30 @@ def run_stages(
         KeyboardInterrupt: the run was stopped; the message says how to go on.
     """
     plan = make_plan(source, overrides)
-    return Execution(plan, start=start, only=only, runner=runner).run()
+    return Execution(plan, start=start, only=only, runner=runner, display=display).run()
 
 
 class Execution:
     """One run over a plan.
 
     Args:
-        plan, start, only, runner: see `run_stages`.
+        plan, start, only, runner, display: see `run_stages`.
     """
 
     def __init__(
-        self, plan: Plan, *, start: str | None = None, only: Sequence[str] = (), runner: Runner | None = None
+        self,
+        plan: Plan,
+        *,
+        start: str | None = None,
+        only: Sequence[str] = (),
+        runner: Runner | None = None,
+        display: Mode = "auto",
     ) -> None:
         if start is not None and only:
             raise ConfigurationError("--from and --only contradict each other", hint="give one of the two")
         self.plan, self.only = plan, [plan[name].name for name in only]
         self.again = plan.dependents(start) if start is not None else set()
-        self.runner = runner or run_process
+        self.runner, self.display = runner, display
         self.outcomes: dict[str, str] = {}
 
     def run(self) -> StagesResult:
@@ -341,7 +351,12 @@ class Execution:
             AlignTuneError: it failed; of the class that its exit code tells.
         """
         printed = stage.folder / LOG
-        ended = self.runner(command, printed)
+        if self.runner is not None:
+            ended = self.runner(command, printed)
+        else:
+            title = f"stage {stage.name} ({stage.kind_name})"
+            with FolderView(stage.folder, title, self.display) as view:
+                ended = run_process(command, printed, view.poll)
         record["memory"] = max(ended.memory or 0, record["memory"] or 0) or None
         said = said_json(ended.out)
         if ended.code == 0:

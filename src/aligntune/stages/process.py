@@ -25,6 +25,8 @@ from typing import Any
 from aligntune.core.isolation import clean_environment
 from aligntune.utils.parent import child_environment
 
+LOOK_SECONDS = 0.5
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -46,12 +48,13 @@ class Ended:
 Runner = Callable[[Sequence[str], Path], Ended]
 
 
-def run_process(arguments: Sequence[str], log: Path) -> Ended:
+def run_process(arguments: Sequence[str], log: Path, look: Callable[[], None] | None = None) -> Ended:
     """Run `aligntune ARGUMENTS` in a fresh interpreter.
 
     Args:
         arguments: of the command line.
         log: file that its standard error is appended to.
+        look: called each `LOOK_SECONDS` while it runs.
 
     Raises:
         KeyboardInterrupt: it was interrupted; the process has ended.
@@ -68,7 +71,7 @@ def run_process(arguments: Sequence[str], log: Path) -> Ended:
             start_new_session=True,
         )
         with _passing_on(process) as asked:
-            code, memory = _wait(process)
+            code, memory = _wait(process, look)
         printed.seek(0)
         out = printed.read().decode("utf-8", "replace")
     if asked or code == 130:
@@ -76,10 +79,20 @@ def run_process(arguments: Sequence[str], log: Path) -> Ended:
     return Ended(code, out, time.monotonic() - start, memory)
 
 
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int | None]:
+def _wait(process: subprocess.Popen[bytes], look: Callable[[], None] | None) -> tuple[int, int | None]:
     if not hasattr(os, "wait4"):  # Windows
+        while look is not None and process.poll() is None:
+            look()
+            time.sleep(LOOK_SECONDS)
         return process.wait(), None
-    _, status, usage = os.wait4(process.pid, 0)
+    while look is not None:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        look()
+        if ended:
+            break
+        time.sleep(LOOK_SECONDS)
+    else:
+        _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
