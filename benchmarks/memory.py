@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 nice -n 10 python benchmarks/memory.py [--only NAME] [--out benchmarks/results/memory.json]
 
-Each case trains a model of at least 50M parameters, built from a configuration with random weights, for three steps of
-SFT in a fresh process. Measured is the growth of the process: its highest resident memory (VmHWM) less its resident
-memory after all libraries are loaded and before the model is. Linux only.
+Each case trains a model of at least 50M parameters, built from a configuration with random weights, in a fresh
+process: SFT for three steps; DPO, a reward model and GRPO for two. Measured is the growth of the process: its highest
+resident memory (VmHWM) less its resident memory after all libraries are loaded and before the model is. Linux only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import machine
 
@@ -40,6 +41,30 @@ CASES = {
     "full, Qwen2 112M untied, 2 x 512": {
         "family": "qwen2", "hidden": 768, "layers": 4, "inner": 3072, "vocabulary": 50000, "batch": 2, "length": 512,
         "tied": False,
+    },
+    "DPO full, Llama 52M, 2 pairs x 160": {
+        "family": "llama", "hidden": 512, "layers": 12, "inner": 1408, "vocabulary": 32000, "batch": 2, "length": 160,
+        "kind": "dpo",
+    },
+    "DPO LoRA, Llama 52M, 2 pairs x 160": {
+        "family": "llama", "hidden": 512, "layers": 12, "inner": 1408, "vocabulary": 32000, "batch": 2, "length": 160,
+        "kind": "dpo", "peft": LORA,
+    },
+    "reward model full, Llama 52M, 2 pairs x 160": {
+        "family": "llama", "hidden": 512, "layers": 12, "inner": 1408, "vocabulary": 32000, "batch": 2, "length": 160,
+        "kind": "reward",
+    },
+    "GRPO full, Llama 52M, 8 x (16 + 48)": {
+        "family": "llama", "hidden": 512, "layers": 12, "inner": 1408, "vocabulary": 32000, "batch": 8, "length": 64,
+        "kind": "grpo", "prompt": 16, "beta": 0.0,
+    },
+    "GRPO full with a reference, Llama 52M, 8 x (16 + 48)": {
+        "family": "llama", "hidden": 512, "layers": 12, "inner": 1408, "vocabulary": 32000, "batch": 8, "length": 64,
+        "kind": "grpo", "prompt": 16, "beta": 0.04,
+    },
+    "GRPO LoRA, Llama 52M, 8 x (16 + 48)": {
+        "family": "llama", "hidden": 512, "layers": 12, "inner": 1408, "vocabulary": 32000, "batch": 8, "length": 64,
+        "kind": "grpo", "prompt": 16, "beta": 0.04, "peft": LORA,
     },
 }  # fmt: skip
 """Name to the model's shape and the batch; with `peft` adapters are trained."""
@@ -69,10 +94,8 @@ def write_case(folder: Path, case: dict) -> dict:
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    rows = [{"text": f"{i:04d} " + "abcdefgh " * case["length"]} for i in range(16 * case["batch"])]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return {
-        "task": {"name": "text_generation"},
+    kind, many = case.get("kind", "sft"), range(16 * case["batch"])
+    values: dict = {
         "model": {
             "name_or_path": str(folder / "model"),
             "max_seq_length": case["length"],
@@ -80,14 +103,35 @@ def write_case(folder: Path, case: dict) -> dict:
             "precision": "fp32",
             **({"peft": case["peft"]} if "peft" in case else {}),
         },
-        "dataset": {"name": str(folder / "rows.jsonl")},
         "train": {
-            "max_steps": 3,
+            "max_steps": 3 if kind == "sft" else 2,
             "per_device_batch_size": case["batch"],
             "gradient_checkpointing": case.get("checkpointing", False),
         },
         "output_dir": str(folder / "run"),
     }
+    source = {"name": str(folder / "rows.jsonl")}
+    if kind == "sft":
+        rows = [{"text": f"{i:04d} " + "abcdefgh " * case["length"]} for i in many]
+        values |= {"task": {"name": "text_generation"}, "dataset": source}
+    elif kind == "grpo":
+        rows = [{"prompt": f"{i:0{case['prompt'] - 1}d}"} for i in many]
+        values |= {
+            "algo": {"name": "grpo", "beta": case["beta"], "num_generations": case["batch"]},
+            "datasets": [source],
+            "rewards": ["length"],
+            "generation": {
+                "max_prompt_length": case["prompt"],
+                "max_completion_length": case["length"] - case["prompt"],
+            },
+        }
+    else:
+        answers = {side: f" {side[0]}" + "abcdefgh " * case["length"] for side in ("chosen", "rejected")}
+        rows = [{"prompt": f"{i:015d}", **answers} for i in many]
+        values |= {"datasets": [source]}
+        values |= {"algo": {"name": "dpo"}} if kind == "dpo" else {"objective": "bradley_terry", "held_out": 0}
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return values
 
 
 def resident(field: str) -> int:
@@ -100,9 +144,15 @@ def resident(field: str) -> int:
 
 def train(values: dict) -> None:
     """In the fresh process: train, and print the growth."""
-    from aligntune.core.backend_factory import create_trainer
+    if "objective" in values:
+        from aligntune.rewards.training import RewardModelTrainer
+        from aligntune.rewards.training.config import load_reward_config
 
-    trainer = create_trainer(values)
+        trainer: Any = RewardModelTrainer(load_reward_config(values))
+    else:
+        from aligntune.core.backend_factory import create_trainer
+
+        trainer = create_trainer(values)
     trainer._ready()
     trainer.backend.trainer_class(trainer.config.algorithm)
     trainer.backend.args_class(trainer.config.algorithm)
@@ -119,10 +169,11 @@ def estimated(values: dict) -> dict:
     """What the model of memory says of the same run."""
     from aligntune.core.config import load_config
     from aligntune.preflight.memory import setting_of
+    from aligntune.rewards.training.config import load_reward_config
     from aligntune.utils.memory import estimate, read_shape
 
-    config = load_config(values)
-    shape = read_shape(config.model.name_or_path)
+    config = load_reward_config(values) if "objective" in values else load_config(values)
+    shape = read_shape(config.model.name_or_path, scalar="objective" in values)
     setting = setting_of(config, shape, device="cpu", precision="fp32")
     return {"parameters": shape.parameters, **estimate(shape, setting).to_dict()}
 
@@ -149,27 +200,28 @@ def measure(name: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=list(CASES))
+    parser.add_argument("--only", nargs="+", choices=list(CASES))
+    parser.add_argument("--add", action="store_true", help="Keep the other cases that the result file has.")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--train", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "memory.json")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if args.write:
-        print(json.dumps(write_case(args.write, CASES[args.only])))
+        print(json.dumps(write_case(args.write, CASES[args.only[0]])))
         return
     if args.train:
         train(json.loads(args.train))
         return
-    results = {}
-    for name in [args.only] if args.only else CASES:
+    results = json.loads(args.out.read_text())["cases"] if args.add and args.out.exists() else {}
+    for name in args.only or CASES:
         results[name] = measure(name)
         print(
             f"{name:<40} measured {results[name]['measured']['peak'] / 1e6:6.0f} MB, "
             f"estimated {results[name]['estimated']['peak'] / 1e6:6.0f} MB, ratio {results[name]['ratio']}",
             flush=True,
         )
-    if not args.only:
+    if not args.only or args.add:
         args.out.write_text(json.dumps({"cases": results, "machine": machine.describe()}, indent=2) + "\n")
 
 

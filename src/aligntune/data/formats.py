@@ -264,6 +264,12 @@ def make_plan(columns: Sequence[str], source: DatasetConfig, schema: Schema, pre
             f"prompt_template has no place in format '{name}', whose conversations hold their prompts",
             hint="remove prompt_template, or map columns to another format with `format` and `column_mapping`",
         )
+    idle = [role for role in source.column_mapping or {} if template and role in spec.templated]
+    if idle:
+        raise ConfigurationError(
+            f"column_mapping.{idle[0]} has no effect: prompt_template stands in its place",
+            hint="remove one of the two; the template may name any column of the row",
+        )
     found = _find_roles(columns, mapping, spec, template)
     missing = [role for role in _needed(spec, template, schema) if role not in found]
     if missing:

@@ -92,19 +92,25 @@ class Shape:
         return total
 
 
-def read_shape(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Shape:
-    """The shape of a causal language model, from its config.json alone.
+def read_shape(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, scalar: bool = False
+) -> Shape:
+    """The shape of a causal language model, from its config.json alone; `scalar` puts a reward model's one output in
+    the place of its vocabulary's.
 
     Raises:
         OSError: there is no such model, or the hub does not give it.
         ValueError: its architecture is not known here.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    kind = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    if scalar:
+        config.num_labels = 1
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = kind.from_config(config, trust_remote_code=trust_remote_code)
     return shape_of(model)
 
 
