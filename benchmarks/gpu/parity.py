@@ -16,7 +16,7 @@ PROBE = """
 from aligntune.compare.probe import probe
 from aligntune.errors import AlignTuneError
 try:
-    found = probe(given["config"], timeout=given["seconds"])
+    found = probe(given["config"], timeout=given["each"])
     result = {"verdict": found.to_dict(), "text": str(found)}
 except AlignTuneError as error:
     result = {"error": f"{error.message} (hint: {error.hint})"}
@@ -37,7 +37,7 @@ def _probe(name: str, precision: str, settings: Settings, seconds: float) -> Val
     model, _ = models.build("llama", "0.1b", settings, small_vocabulary=True)
     values = configs.config(name, settings, model, backend="trl", batch=4, precision=precision)
     values["output_dir"] = str(settings.work / "runs" / "parity" / f"{precision}-{name}")
-    told = answer(PROBE, seconds, settings, config=values, seconds=seconds / 3)
+    told = answer(PROBE, seconds, settings, config=values, each=seconds / 3)
     if "error" in told:
         return {"ok": False, "error": told["error"]}
     verdict = told["verdict"]
