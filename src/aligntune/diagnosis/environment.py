@@ -54,7 +54,7 @@ class Check:
 
 
 def check_environment(folder: str | os.PathLike[str] = ".") -> list[Check]:
-    """Look at versions, device, memory, disk, hub, permissions, threads, sandbox and isolation.
+    """Look at versions, tested sets, device, memory, disk, hub, permissions, threads, sandbox and isolation.
 
     Args:
         folder: where runs would be written.
@@ -63,6 +63,7 @@ def check_environment(folder: str | os.PathLike[str] = ".") -> list[Check]:
     looks: tuple[Callable[[], Iterator[Check]], ...] = (
         _python,
         _packages,
+        _sets,
         _device,
         _memory,
         lambda: _disk(place),
@@ -103,6 +104,20 @@ def _packages() -> Iterator[Check]:
             yield Check(f"package {name}", "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Check(f"package {name}", "note", "not installed", f"only {purpose} needs it: pip install {name}")
+
+
+def _sets() -> Iterator[Check]:
+    """Whether the tests have run with each backend's set of versions, and what one of them asks of the others."""
+    from aligntune.core.backend import BACKENDS
+    from aligntune.core.versions import conflicts, describe, tested_sets, untested, used
+
+    for name, info in BACKENDS.items():
+        if not info.available:
+            continue
+        told = [sentence for sentence in (untested(name), *conflicts(info.package)) if sentence]
+        shown = "; ".join(told) or describe(used(name))
+        fix = f"install a tested set: {tested_sets(name)}" if told else ""
+        yield Check(f"versions for {name}", "warn" if told else "ok", shown, fix)
 
 
 def _device() -> Iterator[Check]:
