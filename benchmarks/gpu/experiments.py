@@ -19,11 +19,11 @@ from gpu import configs, models
 from gpu.child import environment, last, run, train
 from gpu.record import Case, OutOfTime, Part, Settings, Values
 
-MARGINS = {"eval_rewards/accuracies": 0.03, "eval_reward": 0.05}
+MARGINS = {"dpo": {"eval_rewards/accuracies": 0.03}, "grpo": {"eval_reward": 0.05}}
 """Largest difference of a held-out value that does not matter: three pairs of a hundred, one reward in twenty."""
 SHOWN = (
     "step_time", "tokens_per_second", "peak_gpu_memory", "peak_memory", "wall_time", "final_loss", "reward",
-    "rewards/accuracies", "rewards/margins", "kl", *MARGINS,
+    "rewards/accuracies", "rewards/margins", "kl", "eval_reward", "eval_rewards/accuracies",
 )  # fmt: skip
 LARGER = {"llama": "1b", "qwen": "1b", "phi": "3b"}
 STEPS = {"dpo": 60, "grpo": 40}
@@ -86,7 +86,7 @@ def _compare(algorithm: str, architecture: str, size: str, settings: Settings, s
     seeds = settings.seeds if size == "0.1b" else min(settings.seeds, 2)
     line = [sys.executable, "-m", "aligntune", "compare", str(file), "--backends", "trl,unsloth", "--json"]
     line += ["--seeds", str(seeds), "--output-dir", str(folder)]
-    line += [a for key, margin in MARGINS.items() for a in ("--margin", f"{key}={margin}")]
+    line += [a for key, margin in MARGINS[algorithm].items() for a in ("--margin", f"{key}={margin}")]
     if (folder / "plan.json").exists():
         line.append("--resume")
     done = run(line, seconds, env=environment(settings))
@@ -101,7 +101,7 @@ def _compare(algorithm: str, architecture: str, size: str, settings: Settings, s
         "error": "; ".join(failed),
         "start": start,
         "seeds": seeds,
-        "margins": MARGINS,
+        "margins": MARGINS[algorithm],
         "rows": [{k: row[k] for k in keep} for row in found["rows"] if row["value"] in SHOWN],
         "curves": {
             f"{r['arm']}, seed {r['seed']}": {k: [v for _, v in c] for k, c in r["curves"].items() if k in SHOWN}
