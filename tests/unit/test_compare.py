@@ -141,6 +141,15 @@ def test_equal_arms_are_equivalent_and_different_ones_different():
     assert found.row("c", "step_time").verdict == "equivalent within 5%"
 
 
+@pytest.mark.parametrize("name", ["eval_reward", "eval/sums/accuracy"])
+def test_one_margin_holds_for_held_out_rows_and_for_tasks(name):
+    runs = [_run(arm, seed, **{name: 0.5 + seed / 100, "reward": 0.5}) for arm in "ab" for seed in range(3)]
+    found = analyse(runs, ["a", "b"], margin=0.05)
+    assert found.row("b", name).verdict == "equivalent within 0.05"
+    assert found.row("b", "reward").margin is None
+
+
+
 def test_runs_that_agree_to_the_last_bit_are_equivalent():
     runs = [_run(arm, seed, eval_nll=1.0 + seed) for arm in "ab" for seed in range(3)]
     row = analyse(runs, ["a", "b"], margin=0.01).row("b", "eval_nll")

@@ -27,6 +27,8 @@ from aligntune.eval.significance import Equivalence, adjust, equivalent_proporti
 from aligntune.eval.stats import mean_interval, paired_difference
 
 Kind = Literal["ratio", "difference", "items"]
+HELD_OUT = ("eval_", "eval/")
+"""How the names of held-out values begin: those of the held-out rows, and those of `evaluation.tasks`."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,8 @@ def analyse(
     Args:
         runs: of all arms and seeds.
         arms: names, the first one first.
-        margin: largest difference that does not matter: one for every held-out value (`eval_...`) that is better one
-            way and for item scores, or one for each by name.
+        margin: largest difference that does not matter: one for every held-out value (`eval_...`, and `eval/...` of
+            tasks) that is better one way and for item scores, or one for each by name.
         ratio_margin: largest share by which times, throughput and memory may differ.
 
     Raises:
@@ -183,7 +185,7 @@ def _values(
         if name in RATIOS and min(*xs, *ys) > 0:
             rows.append(_ratio(arm, name, xs, ys, share))
         else:
-            stated = _margin(name, margin, held_out=name.startswith("eval_"))
+            stated = _margin(name, margin, held_out=name.startswith(HELD_OUT))
             rows.append(_difference(arm, name, xs, ys, stated))
     return rows
 
