@@ -252,6 +252,38 @@ def test_a_class_that_is_evaluated_and_never_trained(tmp_path: Path, tiny_model:
     assert verdict.data == {"not_trained": ["maybe"], "not_evaluated": ["no"], "without_rows": []}
 
 
+def test_a_prompt_that_is_read_in_other_tokens_than_in_its_row(tmp_path: Path, tiny_model: Path) -> None:
+    other = UNMARKED.replace(
+        "{% if add_generation_prompt %}<|im_start|>assistant", "{% if add_generation_prompt %}<|im_start|>bot"
+    )
+    assert other != UNMARKED
+    for kind in ("sft", "dpo"):
+        clean = check(config(tmp_path, tiny_model, kind)).named("prompt-boundary")
+        verdict = check(config(tmp_path, tiny_model, kind, model__chat_template=other)).named("prompt-boundary")
+        assert (clean.status, verdict.status) == ("pass", "warn")
+        assert verdict.data["rows"]
+        assert verdict.fix
+
+
+def test_kept_tokens_that_are_not_the_library_s(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aligntune.data import rendering
+
+    made = rendering.tokenise
+
+    def wrong(*args: Any, **keys: Any) -> Any:
+        columns = made(*args, **keys)
+        columns["labels"][3] = [-100, *columns["labels"][3][:-1]]
+        return columns
+
+    assert check(config(tmp_path, tiny_model, "sft")).named("same-tokens").status == "pass"
+    monkeypatch.setattr(rendering, "tokenise", wrong)
+    verdict = check(config(tmp_path, tiny_model, "sft")).named("same-tokens")
+    assert verdict.status == "fail"
+    assert verdict.data["rows"] == [3]
+
+
 def test_no_chat_template(tmp_path: Path, tiny_model_plain: Path) -> None:
     assert check(config(tmp_path, tiny_model_plain, "sft")).named("chat-template").status == "warn"
     assert check(config(tmp_path, tiny_model_plain, "chat")).named("chat-template").status == "fail"
