@@ -149,7 +149,6 @@ def test_one_margin_holds_for_held_out_rows_and_for_tasks(name):
     assert found.row("b", "reward").margin is None
 
 
-
 def test_runs_that_agree_to_the_last_bit_are_equivalent():
     runs = [_run(arm, seed, eval_nll=1.0 + seed) for arm in "ab" for seed in range(3)]
     row = analyse(runs, ["a", "b"], margin=0.01).row("b", "eval_nll")
