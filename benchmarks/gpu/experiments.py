@@ -81,7 +81,7 @@ def _compare(algorithm: str, architecture: str, size: str, settings: Settings, s
     else:
         model, start = models.build(architecture, size, settings, small_vocabulary=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    file = folder.with_suffix(".yaml")
+    file = folder.with_name(f"{folder.name}.yaml")
     file.write_text(json.dumps(_config(algorithm, model, settings)), encoding="utf-8")
     seeds = settings.seeds if size == "0.1b" else min(settings.seeds, 2)
     line = [sys.executable, "-m", "aligntune", "compare", str(file), "--backends", "trl,unsloth", "--json"]

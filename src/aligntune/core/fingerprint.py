@@ -149,12 +149,12 @@ def of_unsloth(origin: str) -> bool:
     if parts[-1].lower().startswith("unsloth") or "unsloth_compiled_cache" in parts:
         return True
     places = [i for i, part in enumerate(parts) if part in ("site-packages", "dist-packages")]
-    if places and parts[places[-1] + 1] in PACKAGES:
+    if places and parts[places[-1] + 1 :][:1] in ([name] for name in PACKAGES):
         return True
-    homes = [getattr(sys.modules.get(name), "__file__", None) for name in PACKAGES]
-    homes = [os.path.dirname(home) for home in homes if home]
-    if cache := os.environ.get("UNSLOTH_COMPILE_LOCATION"):
-        homes.append(cache)
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in PACKAGES]
+    homes: list[str] = [os.path.dirname(file) for file in files if file]
+    if compiled := os.environ.get("UNSLOTH_COMPILE_LOCATION"):
+        homes.append(compiled)
     return any(origin.startswith(home + os.sep) for home in homes)
 
 
