@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,25 @@ def test_the_card_says_what_the_numbers_do_not_show(tiny_model: Path, tmp_path: 
     assert "trained to raise `share_of_a`" in limits
     assert "The health rules told 1 event while it trained (memory)" in limits
     assert "| held-out measure |" not in card
+
+
+def test_training_and_saving_ask_the_hub_for_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a hub that fails or hangs cannot stop a run whose model and data are here: no name is looked up, and no usage
+    is sent, at the start, in a checkpoint, or when the adapter is saved."""
+    from huggingface_hub import constants
+
+    asked: list[Any] = []
+
+    def look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(host)
+        raise OSError("the hub is gone")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    trainer = runs.trainer("sft", tiny_model, tmp_path, train__save_steps=2, model__peft={"r": 4})
+    trainer.train()
+    assert asked == []
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
