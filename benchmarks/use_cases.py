@@ -38,7 +38,7 @@ CASES = {
     "banking": (
         "banking_assistant.yaml",
         "retail_banking/retail_banking_dataset.json",
-        [*SMALL, "values.sft_steps=600"],
+        [*SMALL, "values.sft_steps=300"],
     ),
 }
 

@@ -102,10 +102,16 @@ def costs() -> Iterator[Row]:
     startup = read("startup")["median_wall_seconds"]
     for command in ("aligntune --help", "aligntune train refused.yaml"):
         yield f"`{command}`", f"{startup[command]:.2f} s", "startup"
-    for found in read("data")["measurements"]:
-        if "times_trl" in found:
-            what = f"preparing {found['rows']:,} rows of {found['format']}, {found['arm']}, against TRL (ratio)"
-            yield what, f"{found['times_trl']:.2f}", "data"
+    arms = {(m["rows"], m["format"], m["arm"]): m for m in read("data")["measurements"]}
+    for rows, kind in dict.fromkeys(key[:2] for key in arms):
+        cold, cached = arms[rows, kind, "cold"], arms[rows, kind, "cached"]
+        memory = f"{cold['peak_mb']:,.0f} MB against {arms[rows, kind, 'trl']['peak_mb']:,.0f}"
+        shown = f"cold {cold['times_trl']:.2f}, cached {cached['times_trl']:.3f}; memory {memory}"
+        yield f"preparing {rows:,} rows of {kind}, time against TRL (ratio)", shown, "data"
+    evaluation = read("eval")
+    for name in ("multiple_choice", "generation"):
+        shown = f"{evaluation[name]['ratio']:.2f} of {span(evaluation[name]['ratios'], 2)}"
+        yield f"items per second of {name.replace('_', ' ')}, against lm-eval (ratio, median)", shown, "eval"
     check = read("check")
     seconds = [v["cpu_seconds"] for v in check.values() if isinstance(v, dict) and "cpu_seconds" in v]
     yield f"`aligntune check` of {check['rows']:,} rows, processor time", f"{span(seconds, 0)} s", "check"
