@@ -50,7 +50,7 @@ HELD = {"evaluation.dataset": {"name": "{held}"}}
 HUB = {"@data.name": "someone/rows"}
 HELD_HUB = {"evaluation.dataset": {"name": "someone/rows"}}
 TWO = {"datasets": [{"name": "{rows}"}, {"name": "{more}"}]}
-VLLM = {"generation.use_vllm": True}
+VLLM = {"generation.use_vllm": True, "model.peft": {"r": 4}}  # adapters, which it needs on Unsloth
 SERVER = {**VLLM, "generation.vllm_mode": "server"}
 ASKS = {"rewards": [{"type": "engagement", "params": {"backend": "judge"}}]}
 JUDGED = {**ASKS, "judge": {"url": "http://here/v1", "model": "m"}}
@@ -697,10 +697,11 @@ class Probe:
         return trainer
 
     def _prepare(self, config: Any) -> None:
-        if config.backend == "unsloth":  # what Unsloth's CPU backend refuses; its import is in test_unsloth
-            from aligntune.backends.unsloth.backend import _refuse_on_cpu
+        if config.backend == "unsloth":  # what it refuses; its import is in test_unsloth
+            from aligntune.backends.unsloth.backend import _refuse_on_cpu, _refuse_on_gpu
+            from aligntune.backends.unsloth.loading import uses_vllm
 
-            _refuse_on_cpu(config)
+            (_refuse_on_gpu if uses_vllm(config) else _refuse_on_cpu)(config)
 
     def record(self, name: str, *values: Any) -> None:
         self.calls.append((name, plainly(values)))
