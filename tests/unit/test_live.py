@@ -350,10 +350,12 @@ def test_a_folder_is_followed_by_what_is_appended(tmp_path: Path) -> None:
         assert out.getvalue() == ""  # it stood there before
         (folder / "manifest.json").write_text('{"total_steps": 8}')
         with open(metrics, "a") as file:
-            file.write('{"step": 2, "loss": 2.5}\nnonsense\n{"step": 3, "lo')
+            file.write(
+                '{"step": 2, "time": 4.0, "loss": 2.5, "num_tokens": 10}\nnonsense\n{"step": 3, "time": 6.0, "lo'
+            )
             file.flush()
             view.poll()
-            file.write('ss": 0.5}\n')
+            file.write('ss": 0.5, "num_tokens": 30}\n')
         (folder / "samples.jsonl").write_text('{"step": 3, "prompt": [{"content": "Hi?"}], "answer": "Yes"}\n')
         (folder / "events.jsonl").write_text('{"step": 3, "rule": "kl_high", "message": "far"}\n')
         view.poll()
@@ -361,8 +363,10 @@ def test_a_folder_is_followed_by_what_is_appended(tmp_path: Path) -> None:
     assert view.progress.seen.events == ["step 3: far (kl_high)"]
     lines = out.getvalue().splitlines()
     assert lines[0] == "stage sft (train): step 2 of 8 (25%): loss 2.5"
-    assert re.fullmatch(r"stage sft \(train\): step 3 of 8 \(38%\)(, [\d:]+ left)?: loss 0.5", lines[1])
+    assert lines[1] == "stage sft (train): step 3 of 8 (38%), 0:10 left: loss 0.5"
     assert len(lines) == 2
+    assert view.progress.seen.speed == 10.0  # by the run's own clock, not by when it was looked at
+    assert "memory" not in " ".join(plain(frame(view.progress.seen, out)[0]))
     metrics.write_text('{"step": 1, "loss": 9.0}\n')  # cut back to a checkpoint
     view.poll()
     assert len(out.getvalue().splitlines()) == 2

@@ -72,6 +72,7 @@ class Seen:
         events: newest health events.
         doing: what the run does where it does not train.
         speed: tokens a second; None where it is not known.
+        here: whether it runs in this process, whose memory is shown.
     """
 
     title: str
@@ -84,12 +85,13 @@ class Seen:
     events: list[str] = field(default_factory=list)
     doing: str = ""
     speed: float | None = None
+    here: bool = True
     _marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=50))
     _tokens: tuple[float, float] | None = None
 
     def at(self, step: int, total: int, now: float) -> None:
         """Take the step that was reached at a reading of a clock that only goes forward."""
-        if self._marks and step < self._marks[-1][1]:
+        if self._marks and (step < self._marks[-1][1] or now < self._marks[-1][0]):
             self._marks.clear()
         self._marks.append((now, step))
         self.step, self.total, self.doing = step, total, ""
@@ -166,18 +168,18 @@ class Progress:
 
     # ---- what a run tells --------------------------------------------------------------------------------------
 
-    def show(self, step: int, total: int, values: Mapping[str, float] | None = None) -> None:
-        """A step is done."""
-        self.seen.at(step, total, time.monotonic())
+    def show(self, step: int, total: int, values: Mapping[str, float] | None = None, at: float | None = None) -> None:
+        """A step is done; `at` is when, by a clock that only goes forward (None: now)."""
+        self.seen.at(step, total, time.monotonic() if at is None else at)
         if values:
-            self.row(values)
+            self.row(values, at)
         else:
             self._draw()
 
-    def row(self, row: Mapping[str, Any]) -> None:
-        """A row of the log was written."""
+    def row(self, row: Mapping[str, Any], at: float | None = None) -> None:
+        """A row of the log was written; `at` is when, by the clock of `show`."""
         now = time.monotonic()
-        self.seen.take(row, now)
+        self.seen.take(row, now if at is None else at)
         if not self._live and self.mode != "off" and now >= self._next and self.seen.step:
             self._next = now + (0.0 if self.mode == "plain" else LINE_SECONDS)
             self.stream.write(encodable(self.seen.line() + "\n", self.stream))

@@ -33,6 +33,7 @@ class FolderView:
     def __init__(self, folder: Path, title: str, mode: Mode = "auto", stream: Any = None) -> None:
         self.folder = folder
         self.progress = Progress(title, stream, mode, str(folder))
+        self.progress.seen.here = False
         self._at = {name: _size(folder / name) for name in (METRICS, SAMPLES, EVENTS)}
         self._total = 0
 
@@ -53,9 +54,9 @@ class FolderView:
         for row in self._new(EVENTS):
             self.progress.event(f"step {row.get('step')}: {row.get('message')} ({row.get('rule')})")
         for row in self._new(METRICS):
-            if isinstance(row.get("step"), int):
-                self.progress.show(row["step"], self._steps())
-                self.progress.row(row)
+            at = row.get("time")
+            if isinstance(row.get("step"), int) and isinstance(at, (int, float)):
+                self.progress.show(row["step"], self._steps(), row, float(at))
 
     def _steps(self) -> int:
         """Steps of the whole run, as its manifest says; 0 until it does."""

@@ -115,6 +115,8 @@ def _figures(seen: Seen) -> list[tuple[str, str]]:
         found.append(("seconds a step", f"{pace:.2g}"))
     if seen.speed is not None:
         found.append(("tokens a second", f"{seen.speed:,.0f}"))
+    if not seen.here:
+        return found
     found.append(("memory", f"{rss_bytes() / 1e9:.2f} GB"))
     gpu = peak_gpu_bytes()
     if gpu:
