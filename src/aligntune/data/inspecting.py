@@ -43,7 +43,7 @@ def inspect_source(source: DatasetConfig, *, examples: int = 2, cache_dir: str |
     """
     manager = DataManager(Schema.TEXT, cache_dir=cache_dir)
     preset, resolved, notes = preset_of(source)
-    rows = manager.load(resolved)
+    rows = manager.load(resolved).held()
     columns = rows.columns
     described = [_column(rows, name) for name in columns]
     formats: dict[str, Any] = {}

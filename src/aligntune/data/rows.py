@@ -124,6 +124,10 @@ class ReadAgain(Sequence[dict[str, Any]]):
             self._kept = list(self._placed())
         return self._kept
 
+    def hold(self) -> None:
+        """Read them into memory."""
+        self._all()
+
     def place(self, index: int) -> str:
         """Where row `index` stands."""
         return self._at[1] if self._at[0] == index else self._all()[index][0]
@@ -207,6 +211,12 @@ class Rows:
                 seen.add(keys)
                 names.update(dict.fromkeys(keys))
         return list(names)
+
+    def held(self) -> Rows:
+        """These rows in memory, for what goes through them many times."""
+        if isinstance(self.rows, ReadAgain):
+            self.rows.hold()
+        return self
 
     def walk(self, order: Sequence[int] | None = None, at_once: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
         """Rows with their numbers; `place` of the one that came last costs nothing.
