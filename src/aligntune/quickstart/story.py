@@ -1,7 +1,8 @@
 """The quickstart: evaluate a base model, SFT, GRPO and DPO, evaluate every stage on the same problems, report.
 
 Each stage is a recipe of `recipes/quickstart/`, run through the factory like any other; what differs from the file
-(paths, seed, `--fast`) is written out under `recipes/` in the output folder, so that each can be opened and run alone.
+(paths, seed, `--fast`) is written out under `recipes/` in the output folder, so that each can be opened and run alone,
+with a file of stages beside them that makes all of it again by `aligntune run`.
 
 >>> data, text = run_quickstart("runs/quickstart", fast=True)
 """
@@ -33,6 +34,7 @@ from aligntune.utils.files import disk_errors
 from aligntune.utils.run_folder import RunFolder
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "quickstart"
+STAGES = Path(__file__).with_name("stages.yaml")
 CORRECT = "rewards/math_correctness"
 """The component of the evaluation's reward that says whether an answer is right."""
 FAST: dict[str, list[str]] = {
@@ -184,6 +186,21 @@ class Story:
         config = parse_section(_eval_config(), self.recipe("eval", overrides))
         self.stages[name].items = EvalRunner(config).run().tasks["sums"].items
 
+    def write_stages(self) -> Path:
+        """`recipes/stages.yaml`: the same story as stages, with this run's folder and seed."""
+        text = STAGES.read_text(encoding="utf-8")
+        for line, value in (
+            ("output_dir: runs/quickstart/stages", str(self.out / "stages")),
+            ("  folder: runs/quickstart", str(self.out)),
+            ("  seed: 0", self.seed),
+        ):
+            key = line.partition(":")[0]
+            text = text.replace(f"{line}\n", f"{key}: {json.dumps(value, ensure_ascii=False)}\n", 1)
+        path = self.out / "recipes" / STAGES.name
+        with disk_errors(path):
+            path.write_text(text, encoding="utf-8")
+        return path
+
     def rank_pairs(self) -> dict[str, Any]:
         """How DPO and its SFT parent rank the held-out pairs, by every measure that the evaluation has."""
         from aligntune.eval import EvalRunner
@@ -240,6 +257,7 @@ def run_quickstart(
     for name in ("sft", "grpo", "dpo"):
         story.evaluate(name)
     preference = story.rank_pairs()
+    story.write_stages()
     story.clock.end()
     data = summarize(story, preference, time.monotonic() - begun)
     return data, tell(story, data)

@@ -106,7 +106,7 @@ def tell(story: Story, data: dict[str, Any]) -> str:
     lines += [
         "",
         f"{data['seconds']:.0f} s in all. Report: {report}",
-        f"Recipes to change and run alone: {story.out / 'recipes'}",
+        f"Recipes to change and run alone: {story.out / 'recipes'}; as stages: aligntune run stages.yaml there",
     ]
     return "\n".join(lines)
 
