@@ -57,6 +57,11 @@ def test_the_fields_of_state_and_result() -> None:
         "peak_gpu_memory": None,
     }  # fmt: skip
     assert result["reward"] == 2.0
+    values = {"reward": 2.0, "eval_nll": 1.0, "eval_rows": 3.0, "eval/sums/accuracy": 0.5, "eval/seconds": 1.5}
+    known = {"eval_nll": [0.9, 1.1], "eval/sums/accuracy": [0.25, 0.75]}
+    assert TrainResult(0.5, 3, 1.0, "out", 10, values, None, known).evaluated() == [
+        "eval_nll 1.0000 [0.9000, 1.1000]", "eval_rows 3.0000", "eval/sums/accuracy 0.5000 [0.2500, 0.7500]",
+    ]  # fmt: skip
     with pytest.raises(KeyError):
         result["nothing"]
 

@@ -74,11 +74,10 @@ def _train(config: Any, resume: str | None) -> Output:
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(trainer.resume_hint) from stop
     told = logging.getLogger("aligntune").isEnabledFor(logging.INFO)
-    held_out = {k: v for k, v in result.metrics.items() if k.startswith("eval_")}
     lines = [
         *(f"- {note}" for note in trainer.notes if not told),
         f"trained {result.total_steps} steps in {result.training_time:.1f} s, mean loss {result.final_loss:.4f}",
-        *(f"{k} {v:.4f}" for k, v in held_out.items()),
+        *result.evaluated(),
         f"reward model {result.model_path}",
         f"next: aligntune rewards validate {result.model_path} --data HELD_OUT",
     ]

@@ -220,13 +220,12 @@ def _train(config: RLConfig | SFTConfig, resume: str | None, *, check: bool) -> 
         result = trainer.train(resume=resume)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(trainer.resume_hint) from stop
-    held_out = {k: v for k, v in result.metrics.items() if k.startswith("eval_")}
     told = logging.getLogger("aligntune").isEnabledFor(logging.INFO)  # the notes were shown as they came
     lines = [
         *(f"- {note}" for note in trainer.notes if not told),
         f"trained {result.total_steps} steps in {result.training_time:.1f} s, mean loss {result.final_loss:.4f}, "
         f"peak memory {result.peak_memory / 1e9:.2f} GB",
-        *(f"{k} {v:.4f}" for k, v in held_out.items()),
+        *result.evaluated(),
         f"model   {result.model_path}",
         f"report  {os.path.join(config.output_dir, 'report.html')}",
     ]

@@ -94,3 +94,12 @@ class TrainResult(Mapping[str, Any]):
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+    def evaluated(self) -> list[str]:
+        """One line for each value of the last evaluation, with its interval: `eval_nll 1.2345 [1.1012, 1.3678]`."""
+        lines = []
+        for name, value in self.metrics.items():
+            if name.startswith(("eval_", "eval/")) and name != "eval/seconds":
+                bounds = ", ".join(f"{bound:.4f}" for bound in self.intervals.get(name, ()))
+                lines.append(f"{name} {value:.4f}" + (f" [{bounds}]" if bounds else ""))
+        return lines
