@@ -30,14 +30,14 @@ def cases(precision: str, sampling: bool, settings: Settings) -> list[Case]:
     named = [n for n in configs.names() if configs.samples(n) == sampling and n not in ROUNDS]
     if settings.tiny:
         named = [n for n in named if n in ("instruction_following", "dpo", "kto", "simpo", "gkd", "grpo", "gspo")]
-    return [Case(n, partial(_probe, n, precision, settings), 240) for n in named]
+    return [Case(n, partial(_probe, n, precision, settings), 300) for n in named]
 
 
 def _probe(name: str, precision: str, settings: Settings, seconds: float) -> Values:
     model, _ = models.build("llama", "0.1b", settings, small_vocabulary=True)
     values = configs.config(name, settings, model, backend="trl", batch=4, precision=precision)
     values["output_dir"] = str(settings.work / "runs" / "parity" / f"{precision}-{name}")
-    told = answer(PROBE, seconds, settings, config=values, each=seconds / 3)
+    told = answer(PROBE, seconds, settings, config=values, each=seconds)
     if "error" in told:
         return {"ok": False, "error": told["error"]}
     verdict = told["verdict"]
