@@ -99,6 +99,9 @@ def costs() -> Iterator[Row]:
         ratio = entry["median_ratio"]
         shown = f"processor time {ratio['cpu']:.2f}, wall {ratio['wall']:.2f}, peak memory {ratio['peak_mib']:.2f}"
         yield f"{name}, {entry['steps']} steps, against bare TRL (ratio)", shown, "overhead"
+    live = read("live")
+    shown = f"{100 * live['share_of_time']:.1f}% of the time; {live['drawing_ms']:.1f} ms of processor time a drawing"
+    yield "the live view, in a run of many short steps", shown, "live"
     startup = read("startup")["median_wall_seconds"]
     for command in ("aligntune --help", "aligntune train refused.yaml"):
         yield f"`{command}`", f"{startup[command]:.2f} s", "startup"
