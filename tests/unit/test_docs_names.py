@@ -206,7 +206,7 @@ def test_names_of_the_paper_are_where_the_page_says() -> None:
         assert [n for n in names if not hasattr(found, n)] == [], module
 
 
-@pytest.mark.parametrize("script", ["reference_pages.py", "measured_page.py"])
+@pytest.mark.parametrize("script", ["reference_pages.py", "measured_page.py", "use_case_tables.py"])
 def test_pages_made_from_the_code_are_fresh(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = REPO / "scripts" / script
     monkeypatch.setattr(sys, "argv", [str(path), "--check"])
