@@ -135,6 +135,22 @@ def test_rows_are_asked_in_the_published_form():
     assert truthfulqa_mc1({"question": "Q", "mc1_targets": {"n": 0, "y": 1, "other": None}})["reference"] == 1
 
 
+def test_summaries_are_read_in_the_hubs_columns_and_in_those_of_files(tmp_path):
+    from aligntune.eval.runner import EvalRunner
+
+    stored = {"hub": {"document": "It rained.", "summary": "Rain.", "id": "1"}}
+    stored["file"] = {"prompt": "Summarize: It rained.", "completion": "Rain.<|endoftext|>"}
+    for name, row in stored.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        task = expand([{"use": "xsum", "dataset": str(path)} if name == "file" else "xsum"])[0]
+        task["dataset"]["name"] = str(path)
+        task["dataset"].pop("split", None)
+        config = build_eval_config({"model": {"name_or_path": "m"}, "tasks": [task]})
+        (found,) = EvalRunner(config)._prepare(config.tasks[0]).rows
+        assert (found["prompt"][0]["content"], found["reference"]) == ("Summarize: It rained.", "Rain.")
+
+
 @pytest.mark.parametrize(
     ("name", "file", "rows"),
     [

@@ -70,9 +70,15 @@ def _expand(entry: Any) -> Any:
         if key == "dataset":
             named = {"name": value} if isinstance(value, str) else value
             # Another file is another source: the hub's subset and split do not apply to it, nor do the hub's own
-            # names of columns where a preset knows those of the published files.
+            # names of columns and wording where a preset knows those of the published files.
             known = task["dataset"] if isinstance(task.get("dataset"), Mapping) else {}
-            gone = {"name", "subset", "split", "revision", *(["column_mapping"] if "preset" in known else [])}
+            gone = {
+                "name",
+                "subset",
+                "split",
+                "revision",
+                *(["column_mapping", "prompt_template"] if "preset" in known else []),
+            }
             kept = {k: v for k, v in known.items() if k not in gone}
             task["dataset"] = {**(kept if "name" in named else known), **named}
         elif key != "use":
