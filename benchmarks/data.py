@@ -139,7 +139,7 @@ def measure(arm: str, kind: str, path: Path, model: Path, work: Path) -> dict[st
     else:
         streaming = {"dataset__streaming": True} if arm == "stream" else {}
         if kind == "short":
-            settings["task"] = "text_generation"
+            settings["task_type"] = "text_generation"
         ours = create_sft_trainer(
             model_name=str(folder), dataset_name=str(path), cache__dir=str(work / "cache"), **settings, **streaming
         )

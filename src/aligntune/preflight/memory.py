@@ -18,6 +18,8 @@ from aligntune.preflight.settings import gigabytes
 from aligntune.preflight.verdict import Verdict
 from aligntune.utils.memory import Estimate, Setting, Shape, estimate, read_shape
 
+MEASURED = ("dpo", "grpo")
+"""Algorithms beside the supervised tasks whose estimate was held against peaks (`benchmarks/memory.py`)."""
 TIGHT = 0.9
 """Share of a device's memory from which an estimate within 20% is no assurance."""
 
@@ -127,9 +129,10 @@ def memory(config: RunConfig, made: Shape | None, why: str, longest: int | None 
         told += f"; how much memory {where} has is not known"
         return Verdict("memory", "memory", "pass", told, evidence, data=data)
     told += f"; {where} has {gigabytes(has)}"
-    measured = config.kind == "sft" and manager.device == "cpu"
+    measured = (config.kind == "sft" or config.algorithm.key in MEASURED) and manager.device == "cpu"
     if not measured:
-        evidence.append("the estimate has been measured against supervised runs on the CPU only")
+        told_of = f"supervised runs, {', '.join(MEASURED)}"
+        evidence.append(f"the estimate has been measured against {told_of} on the CPU only")
     if said.peak > (1 if measured else 2) * has:
         return Verdict("memory", "memory", "fail", told, evidence, _fix(said, setting), data)
     if said.peak > TIGHT * has:
