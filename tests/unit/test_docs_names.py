@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import runpy
@@ -237,3 +238,10 @@ def test_the_site_builds_without_a_warning_and_asks_no_network(tmp_path: Path) -
             r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?://[^\"]+)", page.read_text(encoding="utf-8")
         )
         assert [url for url in loaded if 'rel="canonical' not in url] == [], page
+
+
+def test_the_table_of_the_readme_is_that_of_the_results() -> None:
+    run = json.loads((REPO / "benchmarks/results/quickstart.json").read_text(encoding="utf-8"))["runs"][0]
+    for stage in run["summary"]["stages"]:
+        value, low, high = (f"{100 * stage['accuracy'][key]:.1f}" for key in ("value", "low", "high"))
+        assert f"| {value}% ({low} to {high}) |" in prose("README.md"), stage["name"]
