@@ -102,6 +102,7 @@ def test_the_card_says_what_the_numbers_do_not_show(tiny_model: Path, tmp_path: 
     trainer.train()
     card = (tmp_path / "out" / "README.md").read_text()
     limits = card[card.index("## Limits") :]
+    assert f"on the training data: reward {runs.logged(tmp_path / 'out', 'reward')[-1]:.4g}, loss " in card
     assert "No held-out data were measured" in limits
     assert "one run with seed 3" in limits
     assert "trained to raise `share_of_a`" in limits

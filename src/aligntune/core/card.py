@@ -50,6 +50,10 @@ def model_card(trainer: Trainer) -> str:
         "",
         "`config.resolved.yaml` repeats the run; `manifest.json` names the versions, data hashes and hardware.",
     ]
+    metrics = trainer.state.metrics
+    last = [f"{name} {metrics[name]:.4g}" for name in ("reward", "rewards/accuracies", "loss") if name in metrics]
+    if last:
+        lines += ["", f"Last values in training, on the training data: {', '.join(last)}."]
     if measured:
         intervals = {
             k.removeprefix("eval_").removeprefix("eval/"): f"{low:.4g} to {high:.4g}"
