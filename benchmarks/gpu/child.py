@@ -87,7 +87,7 @@ def answer(code: str, seconds: float, settings: Settings, **given: Any) -> Any:
         [sys.executable, "-c", f"{head}{code}\nprint('\\n@@' + json.dumps(result))"], seconds, env=environment(settings)
     )
     if done.returncode:
-        raise RuntimeError(last(done.stderr))
+        raise RuntimeError(last(done.stderr) or f"its process ended with code {done.returncode}")
     return json.loads(done.stdout.rpartition("@@")[2])
 
 

@@ -19,7 +19,7 @@ ROWS = {**dict.fromkeys(("dpo", "orpo", "cpo", "simpo"), "pairs"), "kto": "judge
 """Algorithm to the kind of its rows; all others sample answers to prompts."""
 OWN: dict[str, Values] = {
     "meta_es": {"iterations": 1, "population": 2, "steps": 2, "num_generations": 4},
-    "spin": {"iterations": 1},
+    "spin": {"rounds": 1},
     "gkd": {"lmbda": 0.5},
     "ppo": {},
     "online_dpo": {},
@@ -87,6 +87,8 @@ def config(
             "rewards": [{"type": "math_correctness"}, {"type": "length", "weight": 0.1}],
             "generation": {"max_prompt_length": 40, "max_completion_length": 24},
         }
+        if name == "meta_es":  # it measures its members there
+            values["evaluation"] = {"dataset": {"name": str(files["test"]), "max_samples": 8}, "max_new_tokens": 24}
     else:
         values |= {"algo": {"name": name, **OWN.get(name, {})}, "datasets": [{"name": str(files[ROWS[name]])}]}
         if name == "gkd":

@@ -35,7 +35,7 @@ name = {"llama": "Llama", "qwen": "Qwen2", "phi": "Phi3"}[given["architecture"]]
 config = getattr(transformers, name + "Config")(
     vocab_size=max(len(tokenizer), given["vocabulary"]), hidden_size=s["hidden"], intermediate_size=s["inner"],
     num_hidden_layers=s["layers"], num_attention_heads=s["heads"], num_key_value_heads=s["keys"],
-    max_position_embeddings=4096, tie_word_embeddings=s["hidden"] < 2048, bos_token_id=None,
+    max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=None,
     eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
 )
 torch.manual_seed(0)

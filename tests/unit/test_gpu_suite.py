@@ -175,3 +175,36 @@ def test_an_environment_without_unsloth_is_one(suite: Any, tmp_path: Path, capsy
     assert case["with"]["found"] == ["unsloth", "unsloth_zoo"]
     assert suite.main([*line, "--work", str(tmp_path / "work")]) == 0
     assert "finished already" in capsys.readouterr().out
+
+
+def test_every_configuration_of_the_suite_is_a_valid_one(
+    suite: Any, record: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    """In the full form, whose runs take a GPU."""
+    from aligntune.core.config import load_config
+
+    configs, experiments, memory, smoke = (
+        importlib.import_module(f"gpu.{name}") for name in ("configs", "experiments", "memory", "smoke")
+    )
+    models = importlib.import_module("gpu.models")
+    tiny = settings(record, tmp_path)
+    models.data(tiny)  # of the tiny form, in the place of the full one
+    (tmp_path / "full").symlink_to(tmp_path / "work")
+    full = record.Settings(tmp_path / "out", tmp_path / "full")
+    out = {"output_dir": str(tmp_path / "run")}
+
+    def valid(values: dict[str, Any]) -> Any:
+        return load_config({**values, **out})
+
+    for name in configs.names():
+        for backend in ("trl", "unsloth"):
+            assert valid(configs.config(name, full, tiny_model, backend=backend)).backend == backend
+    for way in smoke.WAYS.values():
+        valid(configs.config("text_generation", full, tiny_model, backend="unsloth", **way))
+    for algorithm, _, batch, length, changes in memory.CASES.values():
+        laid = {**changes, "model": {"max_seq_length": length, **changes.get("model", {})}}
+        valid(configs.config(algorithm, full, tiny_model, backend="trl", batch=batch, **laid))
+    for algorithm in ("dpo", "grpo"):
+        made = valid(experiments._config(algorithm, tiny_model, full))
+        assert made.evaluation.dataset is not None
+        assert set(experiments.MARGINS[algorithm]) < set(experiments.SHOWN)
