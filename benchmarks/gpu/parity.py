@@ -52,7 +52,14 @@ def _probe(name: str, precision: str, settings: Settings, seconds: float) -> Val
         }
         for p in verdict["pairs"]
     ]
-    return {"ok": verdict["ok"], "pairs": pairs, "notes": verdict["notes"], "precision": verdict["precision"]}
+    causes = "; ".join(f"{p['pair']}: {p['cause']}" for p in pairs if not p["ok"])
+    return {
+        "ok": verdict["ok"],
+        "error": causes,
+        "pairs": pairs,
+        "notes": verdict["notes"],
+        "precision": verdict["precision"],
+    }
 
 
 PARTS = [

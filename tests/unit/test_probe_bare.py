@@ -58,10 +58,11 @@ def quantity(pair: Pair, name: str) -> Quantity:
     return next(q for q in pair.quantities if q.name == name)
 
 
+@pytest.mark.parametrize("peft", [None, {"r": 4}])
 @pytest.mark.parametrize("kind", KINDS)
-def test_our_trainer_equals_the_bare_library(kind: str, side: Measured) -> None:
+def test_our_trainer_equals_the_bare_library(kind: str, peft: Any, side: Measured) -> None:
     """Two programs that share nothing but the model: tokens, mask, log-probabilities, loss and gradient."""
-    ours, bare = side("trl", kind), side("bare TRL", kind, bare=True)
+    ours, bare = side("trl", kind, model__peft=peft), side("bare TRL", kind, bare=True, model__peft=peft)
     library = "transformers" if "classification" in kind else "trl"
     assert bare.result["class"].startswith(library) or kind in ("cpo", "orpo")
     pair = compare_sides(ours, bare)

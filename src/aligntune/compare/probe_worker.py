@@ -318,11 +318,18 @@ def _read(hf: Any, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
             reference = next((m for n in REFERENCES if (m := getattr(hf, n, None)) is not None), None)
             if reference is not None:
                 found["reference"] = _logps(reference, given, ids)
-            elif hasattr(hf, "beta") and hasattr(model, "peft_config"):
+            elif hasattr(hf, "beta") and hasattr(model, "peft_config") and not _reference_free(hf):
                 with _without_adapter(hf.accelerator.unwrap_model(model)):
                     found["reference"] = _logps(model, given, ids)
     marks = {"ids": ids, "trained": trained, "attended": attended}
     return {**{k: v.to(torch.int64) for k, v in marks.items()}, **{k: v.float() for k, v in found.items()}}
+
+
+def _reference_free(hf: Any) -> bool:
+    """Whether a loss of ours that compares with no reference stands in a trainer that has one."""
+    from aligntune.algorithms.reference_free import ReferenceFree
+
+    return isinstance(getattr(hf, "params", None), ReferenceFree)
 
 
 def _labels_only(model: Any) -> bool:
