@@ -98,7 +98,7 @@ def _verdicts(values: Values) -> str:
 
 def _worst(values: Values, quantity: str) -> str:
     gaps = [p["quantities"][quantity]["difference"] for p in values.get("pairs", []) if quantity in p["quantities"]]
-    return _number(max(gaps), ".2g") if gaps else ""
+    return _number(max(map(float, gaps)), ".2g") if gaps else ""
 
 
 Column = Callable[[Values, Values], str]

@@ -10,6 +10,7 @@ that had its own time and did not end has failed. A case that has a result is no
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -196,8 +197,17 @@ def write(path: Path, values: Values) -> None:
     """Write a result file whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(values, indent=1, default=str) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(_finite(values), indent=1, default=str, allow_nan=False) + "\n", encoding="utf-8")
     aside.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    """The value with text in the place of infinities and NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def say(line: str) -> None:
