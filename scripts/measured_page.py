@@ -129,7 +129,7 @@ def trust() -> Iterator[Row]:
     what = f"runs killed and resumed ({', '.join(c['name'] for c in kill)}): differing from the run never killed"
     yield what, f"{sum(c['faults'] for c in kill)} of {sum(c['kills'] for c in kill)} kills", "kill"
     ratios = [case["ratio"] for case in read("memory")["cases"].values()]
-    what = f"estimated against measured memory, {len(ratios)} cases of SFT, DPO, reward models and GRPO on the CPU (ratio)"
+    what = f"estimated against measured memory on the CPU, {len(ratios)} cases of SFT, DPO, reward models, GRPO (ratio)"
     yield what, span(ratios, 2), "memory"
     health = read("health")
     for kind, found in health["healthy_streams"].items():
