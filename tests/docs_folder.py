@@ -33,7 +33,7 @@ HUB: dict[str, list[dict[str, Any]]] = {
     ],
     "Rowan/hellaswag": [
         {"ctx": f"Row {i}", "endings": ["is one.", "is two.", "is three.", "is four."], "label": "0",
-         "activity_label": "Rows"} for i in range(6)
+         "activity_label": "Rows", "ctx_a": "A row", "ctx_b": "that"} for i in range(6)
     ],
 }  # fmt: skip
 REWARDS = """

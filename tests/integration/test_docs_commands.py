@@ -30,7 +30,13 @@ QUICK = re.compile(
 """Commands of a second or two."""
 APART = re.compile(r"unsloth|gpu_shaped|diagnose isolation")
 """Commands that need a process of their own."""
-CODES = {"rewards validate": {0, 1}, "rewards test": {0, 1}, "check": {0, 1}, "diagnose": {0, 1, 3}}
+CODES = {
+    "data pairs --model runs/sft --dataset prompts.jsonl --judge": {0, 2},  # a judge that names A confirms no pair
+    "rewards validate": {0, 1},
+    "rewards test": {0, 1},
+    "check": {0, 1},
+    "diagnose": {0, 1, 3},
+}
 """Exit codes that are an answer rather than a failure, by the beginning of the command."""
 COMMANDS = {
     command: block
@@ -87,7 +93,8 @@ def small(command: str) -> list[str]:
     if given[0] == "train" and "--dry-run" not in given and not {"run.yaml", "grpo.yaml"} & set(given):
         sizes = ["train.max_steps=2", "train.per_device_batch_size=4", "model.max_seq_length=64"]
         if "grpo" in command:
-            sizes += ["algo.num_generations=2", "generation.max_completion_length=8"]
+            sizes += ["algo.num_generations=2", "generation.max_prompt_length=32"]
+            sizes += ["generation.max_completion_length=8"]
         return [a for a in given if a not in ("--max-steps", "100")] + sizes
     changes = {"train.max_steps=20": "train.max_steps=3", "train.max_steps=50": "train.max_steps=3"}
     given = [changes.get(a, a) for a in given]

@@ -51,7 +51,12 @@ class Preset:
 
 
 _WITH_INPUT = "{{ instruction }}{% if input %}\n\n{{ input }}{% endif %}"
-_CHOICES = "{{ question.stem }}\n{% for c in question.choices %}\n{{ c.label }}. {{ c.text }}{% endfor %}"
+_CHOICES = (
+    "{% if question is mapping %}{{ question.stem }}\n"
+    "{% for c in question.choices %}\n{{ c.label }}. {{ c.text }}{% endfor %}"
+    "{% else %}{{ question }}\n"
+    "{% for text in choices.text %}\n{{ choices.label[loop.index0] }}. {{ text }}{% endfor %}{% endif %}"
+)
 _LETTERS = "{{ question }}\n\nA. {{ A }}\nB. {{ B }}\nC. {{ C }}\nD. {{ D }}"
 _NUMBERED = "{{ question }}\n\n0. {{ choice0 }}\n1. {{ choice1 }}\n2. {{ choice2 }}\n3. {{ choice3 }}"
 _TASK = "{{ instruction }}{% if instances[0].input %}\n\n{{ instances[0].input }}{% endif %}"
@@ -119,7 +124,7 @@ PRESETS: dict[str, Preset] = {
     "ifeval": Preset("prompt", {"prompt": "prompt"}, hub_ids=("google/IFEval",)),
     # Yu et al. 2018, arXiv:1809.08887
     "spider": Preset("prompt_completion", {"prompt": "question", "completion": "query"}, hub_ids=("xlangai/spider",)),
-    # Clark et al. 2018, arXiv:1803.05457, in its own JSON form
+    # Clark et al. 2018, arXiv:1803.05457, in its own JSON form and in the hub's
     "arc": Preset("prompt", {"reference": "answerKey"}, prompt_template=_CHOICES),
     # Hendrycks et al. 2021, arXiv:2009.03300: no header row; a common copy has one, and numbers
     "mmlu": Preset(
