@@ -27,6 +27,7 @@ PAIRS = [{"prompt": f"Say {i}", "chosen": f"Yes {i % 7}, sir.", "rejected": f"no
 INTENTS = ("open", "close", "card")
 HUB: dict[str, list[dict[str, Any]]] = {
     "openai/gsm8k": [{"question": f"{i} + 1 =", "answer": f"{i} + 1 = {i + 1}\n#### {i + 1}"} for i in range(12)],
+    "openai/gsm8k test": [{"question": f"{i} + 2 =", "answer": f"{i} + 2 = {i + 2}\n#### {i + 2}"} for i in range(6)],
     "allenai/ai2_arc": [
         {"question": f"{i} + 1?", "choices": {"text": [str(i + 1), str(i)], "label": ["A", "B"]}, "answerKey": "A"}
         for i in range(6)
@@ -55,7 +56,7 @@ def hub_data(name: str, subset: str | None = None, *, split: str = "train", **ig
 
     if name == "json":  # a file of the user's, by the library's own loader
         return datasets.Dataset.from_json(ignored["data_files"])
-    return datasets.Dataset.from_list(HUB[name])
+    return datasets.Dataset.from_list(HUB.get(f"{name} {split.partition('[')[0]}", HUB[name]))
 
 
 def prepare(folder: Path, tiny_model: Path) -> Path:

@@ -91,9 +91,9 @@ def small(command: str) -> list[str]:
     """Changes that make a command small where it names its settings itself, or where the settings of a recipe are large."""
     given = words(command)[1:]
     if given[0] == "train" and "--dry-run" not in given and not {"run.yaml", "grpo.yaml"} & set(given):
-        sizes = ["train.max_steps=2", "train.per_device_batch_size=4", "model.max_seq_length=64"]
+        sizes = ["train.max_steps=2", "train.per_device_batch_size=4", "model.max_seq_length=256"]
         if "grpo" in command:
-            sizes += ["algo.num_generations=2", "generation.max_prompt_length=32"]
+            sizes += ["algo.num_generations=2", "generation.max_prompt_length=200"]
             sizes += ["generation.max_completion_length=8"]
         return [a for a in given if a not in ("--max-steps", "100")] + sizes
     changes = {"train.max_steps=20": "train.max_steps=3", "train.max_steps=50": "train.max_steps=3"}
