@@ -60,7 +60,8 @@ class Endpoint:
     """The server; ends with the block."""
 
     def __init__(self, answer: Callable[[Call], Reply]) -> None:
-        self.answer, self.calls, self.most, self._now = answer, [], 0, 0
+        self.answer, self.calls, self.most = answer, [], 0
+        self._under_way: set[int] = set()
         self._lock = threading.Lock()
         endpoint = self
 
@@ -85,12 +86,14 @@ class Endpoint:
         with self._lock:
             call = Call(len(self.calls), json.loads(raw), dict(handler.headers))
             self.calls.append(call)
-            self._now += 1
-            self.most = max(self.most, self._now)
+            self._under_way.add(call.number)
+            self.most = max(self.most, len(self._under_way))
         try:
             reply = self.answer(call) if handler.path == "/v1/chat/completions" else Reply(status=404)
             time.sleep(reply.delay)
             body = reply.bytes()
+            if not reply.drip:  # the client may have the answer, and ask again, before this thread's next line
+                self._done(call)
             handler.send_response(reply.status)
             for name, value in {"Content-Length": str(len(body)), **reply.headers}.items():
                 handler.send_header(name, value)
@@ -102,8 +105,11 @@ class Endpoint:
             if not reply.drip:
                 handler.wfile.write(body)
         finally:
-            with self._lock:
-                self._now -= 1
+            self._done(call)
+
+    def _done(self, call: Call) -> None:
+        with self._lock:
+            self._under_way.discard(call.number)
 
     def __enter__(self) -> Endpoint:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -329,7 +328,11 @@ def test_an_interrupt_in_the_middle_of_a_drawing_leaves_a_clean_terminal(
     progress = Progress("x", terminal)
     progress.show(1, 9)
     progress._again = 0.0
-    monkeypatch.setattr(live, "frame", lambda seen, stream: signal.raise_signal(signal.SIGINT))
+
+    def interrupted(seen: Any, stream: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live, "frame", interrupted)
     with pytest.raises(KeyboardInterrupt):
         progress.show(2, 9)
     progress.close()

@@ -67,8 +67,13 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
             monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
         sys.modules[parts[-1]].ConfigError = ValueError  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "wandb", module)
-        for name in ("transformers.integrations.integration_utils", "aligntune.core.checks"):
+        for name in (
+            "transformers.integrations.integration_utils",
+            "trl.trainer.base_trainer",
+            "aligntune.core.checks",
+        ):
             __import__(name)
+        monkeypatch.setattr("trl.trainer.base_trainer.is_wandb_available", lambda: False)  # its card asks the package
         monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)
         made.append(module)
         return module

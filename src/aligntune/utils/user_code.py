@@ -14,8 +14,9 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from aligntune.errors import ConfigurationError
@@ -46,6 +47,13 @@ def load_function(name: str, what: str) -> Any:
     return target
 
 
+class _FromSource(SourceFileLoader):
+    """Without the compiled copy beside the file, which counts as fresh for a second after the file has changed."""
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        return self.source_to_code(self.get_data(self.path), self.path)  # type: ignore[no-any-return]
+
+
 def _load_file(place: str, what: str) -> ModuleType:
     path = Path(place).expanduser().absolute()
     if not path.is_file():
@@ -58,9 +66,9 @@ def _load_file(place: str, what: str) -> ModuleType:
     name = f"aligntune_user_{path.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigurationError(f"{place} cannot be read as Python", hint="give a .py file")
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
+    assert spec is not None  # made from a loader
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.insert(0, str(path.parent))  # the file may import its neighbours
