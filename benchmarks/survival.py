@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -91,7 +90,7 @@ def pair(algorithm: str, data: Path, model: str, folder: Path, steps: int, on_fi
         shutil.rmtree(output, ignore_errors=True)
         raw = overhead.config_for(algorithm, data, model, output, steps)
         if mode == "on":
-            raw["train"] |= {"save_steps": -(-steps // CHECKPOINTS), "save_total_limit": 2}
+            raw["train"] |= {"save_steps": overhead.STEPS[algorithm] // CHECKPOINTS, "save_total_limit": 2}
         else:
             raw["health"] = {"enabled": False}
             raw["logging"] |= {"rollouts": False} if algorithm == "grpo" else {}
@@ -129,7 +128,7 @@ def measure_runs(pairs: int, scale: float, algorithms: list[str]) -> dict:
             }
             report[algorithm] = {
                 "steps": steps,
-                "checkpoints": CHECKPOINTS,
+                "save_steps": overhead.STEPS[algorithm] // CHECKPOINTS,
                 "median_ratio": {
                     key: statistics.median(row["on"][key] / row["off"][key] for row in rows) for key in ("wall", "cpu")
                 },
@@ -199,12 +198,14 @@ def measure_checkpoint(times: int) -> dict:
         parameters = sum(p.numel() for p in plain.model.parameters())
 
         def written(hf: Any, *, sync: bool) -> float:
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.process_time()
             hf._save_checkpoint(hf.model, trial=None)
             if sync:
                 synced(Path(hf.args.output_dir) / "checkpoint-1")
+            spent[hf is plain, sync].append(time.process_time() - worked)
             return time.perf_counter() - start
 
+        spent: dict[tuple[bool, bool], list[float]] = defaultdict(list)
         os.sync()
         rows: dict[str, list[float]] = {"trl": [], "trl, synced": [], "aligntune": []}
         for _ in range(times):
@@ -224,7 +225,18 @@ def measure_checkpoint(times: int) -> dict:
             CheckpointManager(folder / "ours").latest()
             reading["aligntune verifies"].append(time.perf_counter() - start)
     median = {key: statistics.median(values) for key, values in {**rows, **reading}.items()}
-    return {"parameters": parameters, "bytes": size, "median_seconds": median, "seconds": {**rows, **reading}}
+    worked = {
+        "trl": statistics.median(spent[True, False]),
+        "trl, synced": statistics.median(spent[True, True]),
+        "aligntune": statistics.median(spent[False, False]),
+    }
+    return {
+        "parameters": parameters,
+        "bytes": size,
+        "median_seconds": median,
+        "median_processor_seconds": worked,
+        "seconds": {**rows, **reading},
+    }
 
 
 def main() -> None:
@@ -241,8 +253,9 @@ def main() -> None:
     report["load_average_before"] = round(os.getloadavg()[0], 2)
     if "checkpoint" in options.parts:
         report["checkpoint"] = measure_checkpoint(5)
-    if "runs" in options.parts:
-        report["runs"] = {**report.get("runs", {}), **measure_runs(options.pairs, options.scale, options.algorithms)}
+    for algorithm in options.algorithms if "runs" in options.parts else ():
+        report["runs"] = {**report.get("runs", {}), **measure_runs(options.pairs, options.scale, [algorithm])}
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
 

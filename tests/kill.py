@@ -1,7 +1,7 @@
 """Runs that are killed with SIGKILL at a chosen moment, resumed, and compared bit for bit with the run never killed.
 
     python tests/kill.py sft grpo --kills 20 --seed 1        # prints one JSON document
-    python tests/kill.py two:dpo --kills 4                   # two processes, killed together after a random time
+    python tests/kill.py two:dpo --kills 4                   # two processes, killed after a random checkpoint
     python tests/kill.py full:sft denied:grpo --kills 10     # the disk is full, or denied, from a random write on
 
 The libraries are imported once, and every run is a forked child that calls the command line (`aligntune train FILE
@@ -195,7 +195,8 @@ def differences(straight: Path, other: Path) -> list[str]:
         found += [f"{part}/{what}" for what in differences_of_states(straight / part, other / part)]
     from aligntune.utils.rollouts import read_rollouts
 
-    if not same(*(read_rollouts(f).to_pylist() for f in (straight, other))):
+    # Sorted, because the parts of several processes are numbered in the order in which they come to write.
+    if not same(*(sorted(read_rollouts(f).to_pylist(), key=str) for f in (straight, other))):
         found.append("rollouts")
     ends = [json.loads((f / "manifest.json").read_text()) for f in (straight, other)]
     summaries = [timeless({"metrics": e["summary"]["metrics"]}) for e in ends]
@@ -247,7 +248,7 @@ def differences_of_evaluations(straight: Path, other: Path) -> list[str]:
             task.pop("seconds")
     if values[0] != values[1]:
         found.append(f"results.json {values}"[:600])
-    items = [{p.name: p.read_bytes() for p in sorted((f / "items").iterdir())} for f in (straight, other)]
+    items = [{p.name: p.read_bytes() for p in sorted((f / "items").glob("*.jsonl"))} for f in (straight, other)]
     if items[0] != items[1]:
         found.append("items")
     return found
@@ -471,7 +472,9 @@ def witness(straight: Path) -> dict[str, float]:
 
 
 def prove_two(name: str, model: Path, work: Path, *, kills: int, seed: int) -> Outcome:
-    """The same over two processes (DDP on the CPU): both are killed after a random time, and started again."""
+    """The same over two processes (DDP on the CPU): both are killed soon after a random checkpoint, and
+    started again.
+    """
     import yaml
 
     started, outcome, draw = time.monotonic(), Outcome(f"two:{name}", kills), random.Random(f"{seed}:two:{name}")
@@ -487,16 +490,14 @@ def prove_two(name: str, model: Path, work: Path, *, kills: int, seed: int) -> O
     if any(codes):
         outcome.faults.append(f"the straight run ended with {codes}: {logs_of(straight)}")
         return outcome
-    took = json.loads((straight.parent / "out" / "manifest.json").read_text())["seconds"]
     for i in range(kills):
         file = config(work / f"kill-{i}")
         folder = file.parent / "out"
         pair = start_two(file)
-        wait, claimed = draw.uniform(0.0, 0.95 * took), 0.0
-        while all(p.poll() is None for p in pair) and not (claimed and time.monotonic() - claimed >= wait):
-            if not claimed and (folder / "manifest.json").exists():
-                claimed = time.monotonic()
+        at, wait = draw.choice(range(EVERY, STEPS, EVERY)), draw.uniform(0.0, 0.5)
+        while all(p.poll() is None for p in pair) and not (folder / f"checkpoint-{at}").exists():
             time.sleep(0.01)
+        time.sleep(wait)
         for process in draw.sample(pair, 2):
             process.kill()
         outcome.killed += all(p.wait() == -signal.SIGKILL for p in pair)
@@ -508,7 +509,9 @@ def prove_two(name: str, model: Path, work: Path, *, kills: int, seed: int) -> O
             outcome.resumes += 1
             found = [f"resume ended with {codes}: {logs_of(file)}"] if any(codes) else []
         found = found or differences(straight.parent / "out", folder)
-        outcome.faults += [f"kill {i} after {wait:.2f} s with {sorted(before)}: {fault}" for fault in found]
+        outcome.faults += [
+            f"kill {i} {wait:.2f} s after checkpoint-{at} with {sorted(before)}: {fault}" for fault in found
+        ]
         if not found:
             shutil.rmtree(file.parent)
     outcome.seconds = round(time.monotonic() - started, 1)
