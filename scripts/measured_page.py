@@ -115,6 +115,12 @@ def costs() -> Iterator[Row]:
     for name in ("multiple_choice", "generation"):
         shown = f"{evaluation[name]['ratio']:.2f} of {span(evaluation[name]['ratios'], 2)}"
         yield f"items per second of {name.replace('_', ' ')}, against lm-eval (ratio, median)", shown, "eval"
+    held = evaluation["in_training"]
+    what = f"an evaluation of {held['rows']} held-out rows while a run trains, the quickstart's model"
+    yield what, f"{held['seconds_per_evaluation']:.2f} s", "eval"
+    for name, run in read("survival")["runs"].items():
+        shown = f"{percent(run['share_of_all_parts'])} of the processor time"
+        yield f"checkpoints, health, rollouts and report in a {name} run", shown, "survival"
     check = read("check")
     seconds = [v["cpu_seconds"] for v in check.values() if isinstance(v, dict) and "cpu_seconds" in v]
     yield f"`aligntune check` of {check['rows']:,} rows, processor time", f"{span(seconds, 0)} s", "check"
@@ -125,7 +131,7 @@ def costs() -> Iterator[Row]:
 
 def trust() -> Iterator[Row]:
     """What is right, and how often a verdict is wrong."""
-    kill = read("kill")["cases"]
+    kill = [case for case in read("kill")["cases"] if "kills" in case]
     what = f"runs killed and resumed ({', '.join(c['name'] for c in kill)}): differing from the run never killed"
     yield what, f"{sum(c['faults'] for c in kill)} of {sum(c['kills'] for c in kill)} kills", "kill"
     ratios = [case["ratio"] for case in read("memory")["cases"].values()]
