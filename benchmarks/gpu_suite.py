@@ -25,9 +25,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)] if str(HERE) not in sys.path else []
 
-from gpu.record import Part, Settings, read_result, run_part, say  # noqa: E402
-
 from gpu import child, device, experiments, isolation, memory, page, parity, smoke, speed  # noqa: E402
+from gpu.record import Part, Settings, read_result, run_part, say  # noqa: E402
 
 PARTS: list[Part] = [
     *smoke.PARTS, *isolation.PARTS, *parity.PARTS, *experiments.PARTS, *speed.PARTS, *memory.PARTS,

@@ -18,9 +18,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
-import machine  # noqa: E402
-
 import health_streams  # noqa: E402
+import machine  # noqa: E402
 from aligntune.utils.health import HealthMonitor, TrainingDiagnostics  # noqa: E402
 
 SEEDS = range(1000, 1500)  # none that the thresholds were tried on

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import machine
-
 from aligntune.core.live import Progress, frame
 
 STEP_SECONDS = 0.005

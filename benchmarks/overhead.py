@@ -24,8 +24,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import machine
 import yaml
+
+import machine
 
 HERE = Path(__file__).parent
 STEPS = {"sft": 1050, "dpo": 380, "grpo": 270}

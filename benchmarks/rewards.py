@@ -35,8 +35,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import machine
 import yaml
+
+import machine
 
 HERE = Path(__file__).parent
 BARS = {"full": {"ms": 15.0, "times_bwrap": 1.3}, "strong": {"ms": 7.0, "times_bwrap": 2.0}}

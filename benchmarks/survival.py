@@ -27,9 +27,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import machine
 import overhead
-import yaml
 
 HERE = Path(__file__).parent
 CHECKPOINTS = 5

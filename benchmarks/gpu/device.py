@@ -22,7 +22,6 @@ import shutil
 import subprocess
 
 import machine
-
 from gpu.child import answer
 from gpu.record import Settings, Values
 
