@@ -17,9 +17,12 @@ from aligntune.utils.files import read_lines
 from aligntune.utils.run_folder import read_manifest
 
 REWARD = '''
+from aligntune.rewards import reward
+
+@reward("odd_codes_of_NAME", range=(0.0, 1.0))
 def odd_codes(text: str) -> float:
     """Something that varies from text to text."""
-    return sum(map(ord, text)) % 7 / 3
+    return sum(map(ord, text)) % 7 / 6
 '''
 SHORT = {"max_prompt_length": 32, "max_completion_length": 8}
 GROUPS: dict[str, Any] = {"rewards": True, "generation": SHORT}
@@ -39,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "counterfactual_grpo": {**GROUPS, "algo__num_generations": 4, "algo__answer_markers": list("abcdefgh ")},
     "pace": GROUPS,
 }
-PRIMARY = {"kto": "eval_rewards/auc", "orpo": "eval_rewards/accuracies", "gkd": "eval_nll", "spin": "eval_nll"}
+PRIMARY = {"kto": "eval_rewards/auc", "orpo": "eval_rewards/accuracies", "gkd": "eval_nll"}
 PRIMARY |= dict.fromkeys(("cpo", "simpo"), "eval_rewards/accuracies")
 WITHOUT = {"eval_rows", "eval_tokens", "eval_loss"}
 """Counts, and the loss of KTO."""
@@ -56,16 +59,18 @@ def trainer(name: str, model: Path, folder: Path) -> Any:
     text = runs.write_rows(folder / "text.jsonl", runs.SFT_ROWS[:4])
     changes = dict(CASES[name])
     if changes.pop("rewards", False):
-        (folder / "odd.py").write_text(REWARD, encoding="utf-8")
+        (folder / "odd.py").write_text(REWARD.replace("NAME", name), encoding="utf-8")
         changes["rewards"] = [{"type": f"{folder / 'odd.py'}:odd_codes"}]
     if name == "gkd":
         changes["algo__teacher"] = str(model)
     task = {"name": "text", "kind": "perplexity", "likelihood_of": "completion", "dataset": str(text)}
     given = {
-        "train__max_steps": 2, "train__keep_best": keeps(name), "logging__samples": 0, "evaluation__every": 1,
+        "train__max_steps": 2, "logging__samples": 0, "evaluation__every": 1,
         "evaluation__dataset": {"name": str(runs.write_rows(folder / "held.jsonl", held[:8]))},
         "evaluation__tasks": [task],
     }  # fmt: skip
+    if name != "spin":  # each of its rounds ends with its last weights
+        given["train__keep_best"] = keeps(name)
     return runs.trainer(name, model, folder, **given, **changes)
 
 
@@ -84,6 +89,9 @@ def test_every_trainer_evaluates_and_keeps_its_best(name: str, tiny_model: Path,
                 assert key in WITHOUT or row["task"] is not None or metric["value"] in (0.0, 1.0), key
             else:
                 assert metric["low"] <= metric["value"] <= metric["high"], key
+    if name == "spin":
+        assert result.best is None
+        return
     best = result.best
     assert best["metric"] == PRIMARY.get(name, "eval_reward")  # never the loss
     assert best == read_manifest(out)["best"]
@@ -92,6 +100,6 @@ def test_every_trainer_evaluates_and_keeps_its_best(name: str, tiny_model: Path,
     assert best["step"] == values.index(best["value"]) + 1
     if keeps(name) == "model":
         assert best["model"] == str(out.absolute())
-    elif name != "spin":  # whose checkpoints are in the folders of its rounds
+    else:
         assert (out / f"checkpoint-{best['step']}").is_dir()
     assert {best["metric"], "eval/text/perplexity"} - {"eval_rewards/auc"} <= set(result.intervals)
