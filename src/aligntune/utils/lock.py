@@ -19,6 +19,7 @@ import errno
 import json
 import os
 import platform
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +70,16 @@ class RunLock:
         while True:
             with disk_errors(self.folder):
                 handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
+            with ExitStack() as unless_held:
+                unless_held.callback(os.close, handle)
                 before = self._take(handle)
-                if self._stands(handle):
-                    break
-            except BaseException:
-                os.close(handle)
-                raise
-            os.close(handle)  # its holder removed the file while we waited
-        try:
-            with disk_errors(self.folder):
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode(), 0)
-        except BaseException:
-            os.close(handle)
-            raise
+                if not self._stands(handle):
+                    continue  # its holder removed the file while we waited
+                with disk_errors(self.folder):
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode(), 0)
+                unless_held.pop_all()
+                break
         _HELD[self._key] = handle
         if not before:
             return None
