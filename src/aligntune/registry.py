@@ -67,10 +67,11 @@ class Registry(Generic[T]):
 
     Args:
         kind: what an entry is called in messages ("reward", "algorithm").
+        replaceable: whether those who register may pass `replace`, for the hint.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, *, replaceable: bool = True) -> None:
+        self.kind, self.replaceable = kind, replaceable
         self._entries: dict[str, T | str] = {}
 
     def add(self, name: str, value: T | str, *, replace: bool = False) -> None:
@@ -83,7 +84,8 @@ class Registry(Generic[T]):
         if taken is not None and not replace and not _same(taken, value):
             raise ConfigurationError(
                 f"{self.kind} '{name}' is registered already",
-                hint="choose another name, or pass replace=True to put yours in its place",
+                hint="choose another name"
+                + (", or pass replace=True to put yours in its place" if self.replaceable else ""),
             )
         self._entries[name] = value
 

@@ -121,8 +121,9 @@ def test_another_file_may_not_take_the_name(file: Path) -> None:
     get_algorithm(f"{file}:Mine")
     other = file.with_name("other.py")
     other.write_text(MINE)
-    with pytest.raises(ConfigurationError, match="algorithm 'mine' is registered already"):
+    with pytest.raises(ConfigurationError, match="algorithm 'mine' is registered already") as refused:
         get_algorithm(f"{other}:Mine")
+    assert "replace" not in refused.value.hint  # the decorator takes no such word
 
 
 @pytest.mark.parametrize(

@@ -233,10 +233,14 @@ def test_the_decorator_registers_once_and_keeps_the_function() -> None:
     try:
         assert reward("test_one")(one) is one
         reward("test_one")(one)  # a notebook cell, executed again
-        with pytest.raises(ConfigurationError, match="reward 'test_one' is registered already"):
+        with pytest.raises(ConfigurationError, match="reward 'test_one' is registered already") as refused:
             reward("test_one")(shouting)
+        assert "replace=True" in refused.value.hint
         assert REWARDS.get("test_one")().compute("x") == 1.0
         assert REWARDS.get("test_one").range == (0, 1)
+        reward("test_one", replace=True)(shouting)
+        assert REWARDS.get("test_one").fn is shouting
+        reward("test_one", replace=True)(one)
         assert REWARDS.get("test_one").deadline == 60
     finally:
         REWARDS.remove("test_one")

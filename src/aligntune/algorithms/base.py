@@ -173,8 +173,8 @@ class AlgorithmParams:
         return []
 
 
-ALGORITHMS: Registry[type[AlgorithmParams]] = Registry("algorithm")
-TASKS: Registry[type[AlgorithmParams]] = Registry("task")
+ALGORITHMS: Registry[type[AlgorithmParams]] = Registry("algorithm", replaceable=False)
+TASKS: Registry[type[AlgorithmParams]] = Registry("task", replaceable=False)
 
 
 @dataclass_transform(kw_only_default=True)

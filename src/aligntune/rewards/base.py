@@ -443,6 +443,7 @@ def reward(
     deadline: float | None = None,
     check: Callable[[dict[str, Any]], None] | None = None,
     concurrency: int = CONCURRENCY,
+    replace: bool = False,
 ) -> Callable[[F], F]:
     """Make a function a reward and register it under `name`. The function itself stays as it was.
 
@@ -458,9 +459,10 @@ def reward(
         check: called with all parameters when the reward is made; raises ValueError where they contradict
             each other.
         concurrency: texts of an `async def` function that are under way at the same time.
+        replace: put it in the place of a reward of that name.
 
     Raises:
-        ConfigurationError: the name is taken by another reward.
+        ConfigurationError: the name is taken by another reward, and `replace` is false.
     """
 
     def decorate(fn: F) -> F:
@@ -471,7 +473,7 @@ def reward(
             origin=name if builtin else None,
         )  # fmt: skip
         fn.reward_class = cls  # type: ignore[attr-defined]
-        REWARDS.add(name, cls)
+        REWARDS.add(name, cls, replace=replace)
         return fn
 
     return decorate
