@@ -140,12 +140,12 @@ def fingerprints() -> list[dict[str, object]]:
     [
         ("/envs/unsloth/lib/python3.11/site-packages/trl/trainer/utils.py", False),
         ("/home/me/unsloth-env/lib/python3.12/site-packages/peft/peft_model.py", False),
-        ("/work/unsloth/notebook.py", False),
+        ("/home/me/unsloth/notebook.py", False),
         ("C:\\envs\\unsloth\\Lib\\site-packages\\trl\\trainer\\utils.py", False),
         ("/envs/a/lib/python3.11/site-packages/unsloth/models/llama.py", True),
         ("/usr/local/lib/python3.12/dist-packages/unsloth_zoo/patching_utils.py", True),
         ("/tmp/aligntune-unsloth-1/cache/UnslothGRPOTrainer.py", True),
-        ("/work/unsloth_compiled_cache/moe_utils.py", True),
+        ("/home/me/unsloth_compiled_cache/moe_utils.py", True),
         ("UnslothDPOTrainer", True),
     ],
 )
