@@ -11,27 +11,17 @@ import pytest
 import runs
 from aligntune.compare.probe import ProbeResult, prepared_config, probe
 from aligntune.compare.probe_bare import bare_refusal
-from aligntune.compare.probe_verdict import TOLERANCES, Pair, Quantity, Side, compare_sides
+from aligntune.compare.probe_verdict import TOLERANCES, Pair, Quantity, compare_sides
 from aligntune.compare.probe_worker import measure
 from aligntune.core.config import load_config
 from aligntune.errors import ConfigurationError, EnvironmentError, TrainingError
-
-Measured = Callable[..., Side]
+from probing import Measured, sides
 
 
 @pytest.fixture
 def side(tiny_model: Path, tmp_path: Path) -> Measured:
     """`side(name, kind, ...)` measures one side of a small run here."""
-    sizes = iter(range(1000))
-
-    def make(name: str, kind: str, *, bare: bool = False, **changes: Any) -> Side:
-        folder = tmp_path / f"{next(sizes)}"
-        folder.mkdir()
-        raw = runs.plain(kind, tiny_model, folder, **changes)
-        config, _ = prepared_config(load_config(raw))
-        return Side(name, measure(config, folder / "measured", bare=bare), folder / "measured")
-
-    return make
+    return sides(runs.plain, tiny_model, tmp_path)
 
 
 def quantity(pair: Pair, name: str) -> Quantity:

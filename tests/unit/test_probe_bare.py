@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,11 @@ import pytest
 
 import helpers
 import runs
-from aligntune.compare.probe import prepared_config
 from aligntune.compare.probe_bare import bare_notes, bare_refusal
-from aligntune.compare.probe_verdict import Pair, Quantity, Side, compare_sides
-from aligntune.compare.probe_worker import measure
+from aligntune.compare.probe_verdict import Pair, Quantity, compare_sides
 from aligntune.core.config import load_config
+from probing import Measured, sides
 
-Measured = Callable[..., Side]
 TEXTS = [{"text": f"{'good' if i % 2 else 'bad'} number {i % 5}", "label": "ab"[i % 2]} for i in range(24)]
 TAGS = [{"tokens": ["see", f"x{i % 7}", "now"], "tags": ["O", "NAME" if i % 2 else "PLACE", "O"]} for i in range(24)]
 PAIRS = ("simpo", "cpo", "orpo")
@@ -43,15 +40,7 @@ def plain(kind: str, model: Path, folder: Path, **changes: Any) -> dict[str, Any
 @pytest.fixture
 def side(tiny_model: Path, tmp_path: Path) -> Measured:
     """`side(name, kind, ...)` measures one side of a small run here."""
-    sizes = iter(range(1000))
-
-    def make(name: str, kind: str, *, bare: bool = False, **changes: Any) -> Side:
-        folder = tmp_path / f"{next(sizes)}"
-        folder.mkdir()
-        config, _ = prepared_config(load_config(plain(kind, tiny_model, folder, **changes)))
-        return Side(name, measure(config, folder / "measured", bare=bare), folder / "measured")
-
-    return make
+    return sides(plain, tiny_model, tmp_path)
 
 
 def quantity(pair: Pair, name: str) -> Quantity:
