@@ -30,16 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "examples" / "backend_study.yaml"
 RESULT = Path(__file__).parent / "results" / "backend_study.json"
 CHILD = """
-    import importlib.machinery, json, sys
+    import importlib.util, sys
+    from hiding import hide
     if sys.argv[2] == "hidden":
-        class Hidden(importlib.machinery.PathFinder):
-            @classmethod
-            def find_spec(cls, name, path=None, target=None):
-                if name.partition(".")[0] in ("unsloth", "unsloth_zoo"):
-                    return None
-                return super().find_spec(name, path, target)
-        sys.meta_path[:] = [Hidden if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
-    import importlib.util
+        hide("unsloth", "unsloth_zoo")
     assert (importlib.util.find_spec("unsloth") is None) == (sys.argv[2] == "hidden")
     from aligntune.core.backend_factory import create_trainer
     create_trainer(sys.argv[1]).train()
@@ -101,7 +95,8 @@ def isolation(folder: Path, overrides: list[str], steps: int = 10) -> dict[str, 
                 file = Path(empty) / "run.yaml"
                 file.write_text(dump_config(config), encoding="utf-8")
                 line = [sys.executable, "-c", textwrap.dedent(CHILD), str(file), side]
-                subprocess.run(line, check=True, env=dict(os.environ), stdout=subprocess.DEVNULL)
+                path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+                subprocess.run(line, check=True, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
             manifest = json.loads((out / "manifest.json").read_bytes())
             rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
             sides[side] = {

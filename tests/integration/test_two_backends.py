@@ -57,17 +57,11 @@ def test_one_script_runs_both_backends(tiny_model: Path, tmp_path: Path) -> None
 
 
 WITHOUT = """
-    import importlib.machinery, os
+    import importlib.util, os
     from pathlib import Path
+    from hiding import hide
     if given["hidden"]:
-        class Hidden(importlib.machinery.PathFinder):
-            @classmethod
-            def find_spec(cls, name, path=None, target=None):
-                if name.partition(".")[0] in ("unsloth", "unsloth_zoo"):
-                    return None
-                return super().find_spec(name, path, target)
-        sys.meta_path[:] = [Hidden if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
-    import importlib.util
+        hide("unsloth", "unsloth_zoo")
     import runs
     found = importlib.util.find_spec("unsloth") is not None
     before = {k: v for k, v in os.environ.items()}
