@@ -333,6 +333,16 @@ def raw_config(name: str, model: Path, data: Path, out: Path) -> dict[str, Any]:
     return made
 
 
+def written(name: str, model: Path, work: Path, folder: Path) -> tuple[Path, Path]:
+    """The file of a run of a case, and the folder that it will make."""
+    import yaml
+
+    folder.mkdir(parents=True)
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(raw_config(name, model, work, folder / "out")), encoding="utf-8")
+    return file, folder / "out"
+
+
 def prove(name: str, model: Path, work: Path, *, kills: int, seed: int, saving: bool = True) -> Outcome:
     """Kill one case `kills` times, each in a run of its own, resume each, and compare.
 
@@ -345,18 +355,11 @@ def prove(name: str, model: Path, work: Path, *, kills: int, seed: int, saving: 
         saving: whether every second kill falls inside checkpoint writing, or between the processes of a case that
             works in several.
     """
-    import yaml
 
     kind = KINDS[name][0]
     started, outcome, draw = time.monotonic(), Outcome(name, kills), random.Random(f"{seed}:{name}")
 
-    def config(folder: Path) -> tuple[Path, Path]:
-        folder.mkdir(parents=True)
-        file = folder / "run.yaml"
-        file.write_text(yaml.safe_dump(raw_config(name, model, work, folder / "out")), encoding="utf-8")
-        return file, folder / "out"
-
-    file, straight = config(work / "straight")
+    file, straight = written(name, model, work, work / "straight")
     events, log = work / "events.json", work / "straight.log"
     begun = time.monotonic()
     code = in_child(lambda: counted(kind, file, straight, events), log=log)
@@ -369,7 +372,7 @@ def prove(name: str, model: Path, work: Path, *, kills: int, seed: int, saving: 
     inside = [i for i, what in enumerate(seen, 1) if ".saving/" in what]
     first = next((i for i, what in enumerate(seen, 1) if COMMITTED.search(what)), len(seen) + 1)
     for i in range(kills):
-        file, folder = config(work / f"kill-{i}")
+        file, folder = written(name, model, work, work / f"kill-{i}")
         moment: int | float = draw.randint(1, len(seen))
         if saving and i % 2 == 0:
             moment = draw.uniform(0.2, took) if kind in WITH_CHILDREN else draw.choice(inside or [moment])
@@ -416,7 +419,6 @@ def prove_faults(error: str, name: str, model: Path, work: Path, *, kills: int, 
     """The disk of a run is full (or not to be written to) from a random file event on: our message, and a resume to the
     same end once there is room.
     """
-    import yaml
 
     kind, code = KINDS[name][0], ERRORS[error]
     started, outcome, draw = (
@@ -425,20 +427,14 @@ def prove_faults(error: str, name: str, model: Path, work: Path, *, kills: int, 
         random.Random(f"{seed}:{error}:{name}"),
     )
 
-    def config(folder: Path) -> tuple[Path, Path]:
-        folder.mkdir(parents=True)
-        file = folder / "run.yaml"
-        file.write_text(yaml.safe_dump(raw_config(name, model, work, folder / "out")), encoding="utf-8")
-        return file, folder / "out"
-
-    file, straight = config(work / "straight")
+    file, straight = written(name, model, work, work / "straight")
     events = work / "events.json"
     if in_child(lambda: counted(kind, file, straight, events), log=work / "straight.log"):
         outcome.faults.append("the straight run failed")
         return outcome
     seen = json.loads(events.read_text())
     for i in range(kills):
-        file, folder = config(work / f"fault-{i}")
+        file, folder = written(name, model, work, work / f"fault-{i}")
         moment, log = draw.randint(1, len(seen)), work / f"fault-{i}.log"
         ended = in_child(lambda: failing(kind, file, folder, moment, code), log=log)  # noqa: B023
         said, before = log.read_text(), whole(folder)

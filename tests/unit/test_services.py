@@ -87,13 +87,9 @@ def notes(folder: Path) -> list[str]:
     return list(json.loads((folder / "manifest.json").read_text())["notes"])
 
 
-def test_a_service_gets_the_rows_and_a_resumed_run_goes_on_in_its_run(
-    tiny_model: Path, tmp_path: Path, wandb: Any
-) -> None:
-    held = {"evaluation__dataset": {"name": str(tmp_path / "sft.jsonl"), "max_samples": 4}, "evaluation__every": 2}
-    options = {"logging__report_to": ["wandb"], "train__save_steps": 2, **held}
-    first = wandb()
-    trainer = runs.trainer("sft", tiny_model, tmp_path, **options)
+def cut_at_step_3(model: Path, folder: Path, options: dict[str, Any]) -> None:
+    """A run that is stopped behind its checkpoint of step 2."""
+    trainer = runs.trainer("sft", model, folder, **options)
     record = trainer.record
 
     def stop_after(step: int, logs: dict[str, Any]) -> None:
@@ -104,6 +100,15 @@ def test_a_service_gets_the_rows_and_a_resumed_run_goes_on_in_its_run(
     trainer.record = stop_after
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
+
+
+def test_a_service_gets_the_rows_and_a_resumed_run_goes_on_in_its_run(
+    tiny_model: Path, tmp_path: Path, wandb: Any
+) -> None:
+    held = {"evaluation__dataset": {"name": str(tmp_path / "sft.jsonl"), "max_samples": 4}, "evaluation__every": 2}
+    options = {"logging__report_to": ["wandb"], "train__save_steps": 2, **held}
+    first = wandb()
+    cut_at_step_3(tiny_model, tmp_path, options)
     out = tmp_path / "out"
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["services"] == {"wandb": {"id": "abc123", "url": "http://x/abc123"}}
@@ -149,17 +154,7 @@ def test_tensorboard_takes_back_what_follows_the_checkpoint(tiny_model: Path, tm
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     options = {"logging__report_to": ["tensorboard"], "train__save_steps": 2}
-    trainer = runs.trainer("sft", tiny_model, tmp_path, **options)
-    record = trainer.record
-
-    def stop_after(step: int, logs: dict[str, Any]) -> None:
-        record(step, logs)
-        if step == 3:
-            raise KeyboardInterrupt
-
-    trainer.record = stop_after
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+    cut_at_step_3(tiny_model, tmp_path, options)
     runs.trainer("sft", tiny_model, tmp_path, **options).train(resume="latest")
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
     events.Reload()
