@@ -549,6 +549,15 @@ def warm() -> None:
     assert all((datasets, peft, trl, DPOTrainer, GRPOTrainer, SFTTrainer, aligntune.report))
 
 
+def tiny_model(work: Path) -> Path:
+    """An untrained Llama of two layers, made in a child."""
+    from helpers import save_tiny_model
+
+    work.mkdir(parents=True, exist_ok=True)
+    assert in_child(lambda: int(save_tiny_model(work / "model") is None), log=work / "model.log") == 0
+    return work / "model"
+
+
 def main() -> int:
     """See this module."""
     import tempfile
@@ -557,11 +566,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", default=list(KINDS))
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, help="a model folder; an untrained Llama of two layers without one")
     parser.add_argument("--work", type=Path)
     given = parser.parse_args()
     warm()
     work = given.work or Path(tempfile.mkdtemp(prefix="aligntune-kill-"))
+    model = given.model.absolute() if given.model else tiny_model(work)
     found = []
     for name in given.names:
         (work / name).mkdir(parents=True)
@@ -569,7 +579,7 @@ def main() -> int:
         proof = partial(prove, name)
         if rest:
             proof = partial(prove_two, rest) if kind == "two" else partial(prove_faults, kind, rest)
-        outcome = proof(given.model.absolute(), work / name, kills=given.kills, seed=given.seed)
+        outcome = proof(model, work / name, kills=given.kills, seed=given.seed)
         found.append(vars(outcome))
         print(f"{name}: {outcome.killed} killed, {len(outcome.faults)} faults, {outcome.seconds} s", file=sys.stderr)
     print(json.dumps(found, indent=1))
