@@ -29,7 +29,7 @@ UNSLOTH := unsloth==2026.10.9 unsloth_zoo==2026.10.9
 KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | cut -d' ' -f1)
 BASE := .venv/base-$(KEY)
 FULL := .venv/full-$(KEY)
-CODE := src tests benchmarks scripts
+CODE := src tests benchmarks scripts examples
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --constraint constraints.txt
 
@@ -92,4 +92,4 @@ $(FULL): $(BASE)
 
 clean:
 	rm -rf .venv .venv-latest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis unsloth_compiled_cache
-	find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +
