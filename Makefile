@@ -61,7 +61,7 @@ check: $(FULL)
 docs: $(FULL)
 	@$(PIP) --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
-	@echo "the site: build/site/index.html"
+	@echo "the site: build/site/index.html; to search in it: python3 -m http.server --directory build/site"
 
 # An index for torch alone need not hold the pinned versions of what torch needs: the next line installs those.
 $(BASE):

@@ -73,7 +73,7 @@ class Block:
         """The command lines of a bash or console block, without comments."""
         if self.language == "console":
             return [clean(line[2:]) for line in self.text.splitlines() if line.startswith("$ ")]
-        lines = self.text.replace("\\\n", " ").splitlines()
+        lines = re.sub(r" *\\\n *", " ", self.text).splitlines()
         return [c for line in lines for c in clean(line).split(" && ") if c]
 
     @property
