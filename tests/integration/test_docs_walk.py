@@ -1,7 +1,7 @@
 """The pages that go step by step, run from top to bottom as a reader would: each file written, each command run.
 
 `docs/index.md` begins in an empty folder, with the program and nothing else. The how-to pages begin in the folder of
-`docs_folder`. All are slow. Installing into a fresh environment is what every run of the checks on a fresh clone does.
+`docs_folder`. All are slow. The step before, installing into a fresh environment, is tested in test_wheel.py.
 """
 
 from __future__ import annotations
@@ -82,9 +82,17 @@ def test_the_first_page_from_an_empty_folder(
     )
     low, high = (headline(r) for r in (before, after))
     assert high["low"] > low["high"] + 0.2  # the base adds, and 100 steps teach it to answer
-    for name in ("runs/quickstart/report.html", "runs/mine/report.html", "runs/policy/report.html", "scores.html"):
+    own = runs.logged(tmp_path / "runs/policy", "rewards/only_a_number/mean")
+    assert len(own) == 10  # the reader's own reward was asked at each step
+    assert 0 < own[-1] <= 1
+    models = {p.name for p in (tmp_path / "runs/scores").iterdir()}
+    assert models == {"0-base", "1-mine", "2-policy"}
+    compared = json.loads((tmp_path / "runs/rates/comparison.json").read_text(encoding="utf-8"))
+    assert [run["status"] for run in compared["runs"]] == ["finished"] * 4  # two rates, two seeds
+    assert "eval/sums/accuracy" in {row["value"] for row in compared["rows"]}
+    pages = ("runs/quickstart/report.html", "runs/mine/report.html", "runs/policy/report.html", "runs/comparison.html")
+    for name in (*pages, "scores.html"):
         assert (tmp_path / name).stat().st_size > 20_000
-    assert json.loads((tmp_path / "runs/rates/comparison.json").read_text(encoding="utf-8"))
 
 
 def headline(result: dict[str, Any]) -> dict[str, Any]:
