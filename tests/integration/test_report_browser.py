@@ -164,6 +164,30 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_report([folder / "e0", folder / "e1"])
 
 
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of two runs with rewards, rollouts and samples, whose answers try to run scripts."""
+    folder = tmp_path_factory.mktemp("beside")
+    for i, name in enumerate(("a-run-with-a-long-name", "b")):
+        run = RunFolder.claim(folder / name)
+        run.write_config({"model": {"name": "m"}, "train": {"seed": 1, "learning_rate": i}})
+        for step in range(1, 6):
+            run.append_metrics({"step": step, "reward": step / 5 - i})
+            scores = [(k / 4, float((k + step) % 2)) for k in range(4)]
+            run.append_rollouts(
+                [
+                    {"step": step, "group": 0, "prompt": f"{step} {ATTACK}", "completion": ATTACK, "reward": a + b,
+                     "reward/right": a, "reward/form": b}
+                    for a, b in scores
+                ]
+            )  # fmt: skip
+        run.append_samples(
+            [{"step": s, "prompt": ATTACK, "answer": f"{s} {'x' * 90}", "reference": "2"} for s in (0, 5)]
+        )
+        run.mark_finished({"training_time": 5.0})
+    return build_report([folder / "a-run-with-a-long-name", folder / "b"])
+
+
 def framed(page: Path, tmp_path: Path, width: int, script: str, *flags: str) -> str:
     """The title that a script sets, which sees the page as `d` in a frame of this width."""
     frame = tmp_path / "frame.html"
@@ -213,8 +237,10 @@ def test_the_evaluation_is_usable_at_400_pixels_and_by_keyboard(evaluated: Path,
     assert framed(evaluated, tmp_path, 400, script) == "true 0 true true true"
 
 
-@pytest.mark.parametrize("width", [400, 1200])
-def test_the_run_is_usable_by_keyboard_and_fits(pages: tuple[Path, Path], tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(("page", "width"), [("run", 400), ("run", 1200), ("runs", 400)])
+def test_the_run_is_usable_by_keyboard_and_fits(
+    page: str, width: int, pages: tuple[Path, Path], beside: Path, tmp_path: Path
+) -> None:
     """Nothing stands out of the window, what scrolls can be focused and has a name, what unfolds is a real control."""
     script = f"""
       d.querySelectorAll("details").forEach(x => {{ x.open = true; }});
@@ -229,13 +255,29 @@ def test_the_run_is_usable_by_keyboard_and_fits(pages: tuple[Path, Path], tmp_pa
       const box = d.querySelector(".grid svg.chart").getBoundingClientRect();
       document.title = [d.documentElement.scrollWidth <= {width}, wide, held, folds, charts, links, box.width > 200].join(" ");
     """
-    assert framed(pages[0], tmp_path, width, script) == "true 0 0 0 0 0 true"
+    shown = beside if page == "runs" else pages[0]
+    assert framed(shown, tmp_path, width, script) == "true 0 0 0 0 0 true"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("page", ["evaluation", "run"])
+def test_answers_of_several_runs_stand_beside_each_other(beside: Path, tmp_path: Path) -> None:
+    """The newest step is open and its two runs share a line in a wide window; every chart is drawn."""
+    script = """
+      const step = d.querySelector("#answers").parentElement.querySelector("details[open]");
+      const sides = [...step.querySelectorAll(".beside h4")].map(x => x.getBoundingClientRect());
+      const lines = [...d.querySelectorAll("svg.chart path.line")].filter(x => x.getTotalLength() > 20).length;
+      document.title = [step.firstElementChild.textContent, sides.length, sides[0].top === sides[1].top,
+        sides[0].left < sides[1].left, d.querySelectorAll("svg.chart").length, lines > 9].join("|");
+    """
+    told = framed(beside, tmp_path, 1200, script)
+    assert told == "Step 5: 1 of 1 prompt in common|2|true|true|5|true"
+
+
+@pytest.mark.parametrize(
+    ("page", "scheme"),
+    [("evaluation", "light"), ("evaluation", "dark"), ("run", "light"), ("run", "dark"), ("runs", "dark")],
+)
 def test_the_text_has_enough_contrast(
-    page: str, evaluated: Path, pages: tuple[Path, Path], tmp_path: Path, scheme: str
+    page: str, evaluated: Path, pages: tuple[Path, Path], beside: Path, tmp_path: Path, scheme: str
 ) -> None:
     """At least 4.5:1 for every piece of text (WCAG 2.2, 1.4.3), by the formula of relative luminance."""
     script = """
@@ -260,7 +302,8 @@ def test_the_text_has_enough_contrast(
         + f.contentWindow.matchMedia("(prefers-color-scheme: dark)").matches;
     """
     flag = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
-    told = framed(evaluated if page == "evaluation" else pages[0], tmp_path, 1200, script, flag)
+    shown = {"evaluation": evaluated, "run": pages[0], "runs": beside}[page]
+    told = framed(shown, tmp_path, 1200, script, flag)
     ratio, _, dark = told.split(" ")
     assert dark == ("true" if scheme == "dark" else "false")
     assert float(ratio) >= 4.5, told

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
+import reporting
 from aligntune.core.held_out import HeldOut, held_out_row
 from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.eval import stats
 from aligntune.report import Answer, Interval, Sample, Stage, build_report, build_story
 from aligntune.report import numbers as n
+from aligntune.report.beside import answers_beside
 from aligntune.report.curves import charts, smooth, table
-from aligntune.report.page import TEMPLATES, message_text
+from aligntune.report.page import MOST_BYTES, TEMPLATES, message_text
 from aligntune.report.read import read_run
+from aligntune.report.rewards import reward_block, rewards_beside
 from aligntune.report.run_page import over_time, rollout_groups, tiles
 from aligntune.report.story import verdicts
 from aligntune.report.svg import HEIGHT, LEFT, RIGHT, WIDTH, Series, line_chart, runs
@@ -503,3 +506,111 @@ def test_sampled_completions_are_shown_along_the_run(tmp_path: Path) -> None:
     groups = rollout_groups(read_run(run.path))
     assert [step for step, _ in groups] == [1, 26, 51, 76, 101]
     assert [row["completion"] for row in groups[2][1]] == ["51-7", "51-3", "51-0"]
+
+
+# ---- several runs: rewards and answers beside each other -------------------------------------------------------
+
+
+def sampled_run(path: Path, seed: int, *, prompts: int = 0, text: str = "", rate: float = 1e-3) -> Path:
+    """A run with two rewards over 12 steps, of 3 prompts with 4 answers each; `prompts` chooses which."""
+    run = RunFolder.claim(path)
+    run.write_config({"model": {"name": "m"}, "train": {"seed": seed, "learning_rate": rate}})
+    run.update_manifest({"algorithm": "grpo", "seeds": {"seed": seed}})
+    for step in range(1, 13):
+        run.append_metrics({"step": step, "reward": step / 12})
+        run.append_rollouts(
+            [
+                {
+                    "step": step, "group": g, "prompt": f"{prompts + 3 * step + g}?", "completion": f"{seed}-{k}{text}",
+                    "reward": k / 4 + 0.1 * (step % 2), "reward/right": k / 4, "reward/form": float(step % 2 == k % 2),
+                    "weight/right": 1.0, "weight/form": 0.1, "tokens": 3,
+                }
+                for g in range(3) for k in range(4)
+            ]
+        )  # fmt: skip
+    run.append_samples(
+        [
+            {"step": s, "prompt": p, "answer": f"{seed} at {s}{text}"}
+            for s in (0, 6, 12)
+            for p in ("both", f"own {seed}")
+        ]
+    )
+    run.mark_finished()
+    return run.path
+
+
+def test_answers_to_the_same_prompt_of_the_same_step_stand_beside_each_other(tmp_path: Path) -> None:
+    runs = {name: read_run(sampled_run(tmp_path / name, i)) for i, name in enumerate("ab")}
+    found = answers_beside(runs, {"a": 0, "b": 1})
+    assert [(one.step, one.common, len(one.prompts)) for one in found.steps] == [
+        (1, 3, 2), (4, 3, 2), (7, 3, 2), (9, 3, 2), (12, 3, 2)
+    ]  # fmt: skip
+    item = found.steps[0].prompts[0]
+    assert (item.prompt, [(side.label, side.colour, side.about) for side in item.sides]) == (
+        "3?", [("a", 0, "4 answers, mean reward 0.475"), ("b", 1, "4 answers, mean reward 0.475")]
+    )  # fmt: skip
+    assert [(one.head, one.text, one.under) for one in item.sides[1].answers] == [
+        ("best: reward 0.85", "1-3", "right 0.75, form 1"), ("worst: reward 0.1", "1-0", "right 0, form 0")
+    ]  # fmt: skip
+    assert [(one.prompt, [side.label for side in one.sides]) for one in found.samples] == [
+        ("both", ["a", "b"]), ("own 0", ["a"]), ("own 1", ["b"])
+    ]  # fmt: skip
+    assert [one.text for one in found.samples[0].sides[1].answers] == ["1 at 0", "1 at 6", "1 at 12"]
+    assert [(own.label, len(own.steps)) for own in found.own] == [("a", 5), ("b", 5)]
+    assert not found.unmatched
+
+
+def test_runs_without_a_prompt_in_common_say_so_and_show_their_own(tmp_path: Path) -> None:
+    runs = {name: read_run(sampled_run(tmp_path / name, i, prompts=1000 * i)) for i, name in enumerate("ab")}
+    found = answers_beside(runs, {"a": 0, "b": 1})
+    assert (found.steps, found.unmatched, len(found.own)) == ([], True, 2)
+    third = read_run(sampled_run(tmp_path / "c", 1, prompts=1000))  # has the prompts of b alone
+    found = answers_beside({**runs, "c": third}, {"a": 0, "b": 1, "c": 2})
+    assert [side.label for side in found.steps[0].prompts[0].sides] == ["b", "c"]
+    page = " ".join(build_report([tmp_path / "a", tmp_path / "b"]).read_text(encoding="utf-8").split())
+    assert "No prompt was sampled by two runs at the same step" in page
+    assert "Sampled in training by b" in page
+
+
+def test_the_answers_of_several_runs_keep_to_their_bytes(tmp_path: Path) -> None:
+    runs = {name: read_run(sampled_run(tmp_path / name, i, text="<&>" * 100)) for i, name in enumerate("ab")}
+    found = answers_beside(runs, {"a": 0, "b": 1})
+    everything = found.within(10**7)
+    assert (everything.left_out, everything.steps, everything.own) == (0, found.steps, found.own)
+    some = found.within(40_000)
+    assert [one.step for one in some.steps] == [9, 12]  # the newest first
+    assert some.samples == some.own == []
+    assert some.left_out == 40 - sum(len(one.prompts) for one in some.steps) + 3
+    nothing = found.within(0)
+    assert (bool(nothing), nothing.left_out) == (True, 43)
+    assert not answers_beside({}, {})
+
+
+def test_rewards_of_several_runs_share_a_table_and_charts(tmp_path: Path) -> None:
+    for i in range(3):  # two seeds of one configuration, and another
+        sampled_run(tmp_path / f"r-s{i}", i, rate=1e-3 if i < 2 else 1e-4)
+    make_run(tmp_path / "sft", [{"step": 1, "loss": 1.0}])
+    folders = {name: tmp_path / name for name in ("r-s0", "r-s2", "sft", "r-s1")}
+    found = rewards_beside(folders, [("r, 2 seeds", ["r-s0", "r-s1"]), ("r-s2", ["r-s2"]), ("sft", ["sft"])])
+    assert found.labels == ["r-s0", "r-s2", "r-s1"]
+    own = reward_block(tmp_path / "r-s2")
+    assert [name for name, _ in found.rows] == ["right", "form"]
+    assert [cells[1] for _, cells in found.rows] == [(row[1], row[2]) for row in own.rows]
+    assert [(chart.title, chart.legend) for chart in found.charts] == [
+        (name, [(1, "r, 2 seeds"), (2, "r-s2")]) for name in ("right", "form")
+    ]
+    assert rewards_beside({"sft": tmp_path / "sft"}, [("sft", ["sft"])]) is None
+    page = build_report([tmp_path / name for name in folders]).read_text(encoding="utf-8")
+    check_self_contained(page)
+    assert re.search(r"Rewards of r-s2: \w+ findings? of the audit", page)
+
+
+def test_many_runs_with_hostile_texts_keep_to_the_size_of_a_page(tmp_path: Path) -> None:
+    folders = [sampled_run(tmp_path / f"r{i}", i, text=ATTACK * 40) for i in range(9)]
+    for i in range(2):
+        reporting.result(f"m{i}", 0.4 + 0.1 * i, i, n=900, text="<&>" * 500).save(tmp_path / f"e{i}")
+    path = build_report([*folders, tmp_path / "e0", tmp_path / "e1"])
+    assert path.stat().st_size <= MOST_BYTES
+    page = path.read_text(encoding="utf-8")
+    assert re.search(r"\d+ more are left out to keep this page small", page)
+    assert "<img" not in page

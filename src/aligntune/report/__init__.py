@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from aligntune.registry import lazy_names
 
 if TYPE_CHECKING:
-    from aligntune.report.run_page import build_report
+    from aligntune.report.build import build_report
     from aligntune.report.story import Answer, Interval, Sample, Stage, build_story
 
 _LAZY = {
@@ -21,7 +21,7 @@ _LAZY = {
     "Interval": "aligntune.report.story:Interval",
     "Sample": "aligntune.report.story:Sample",
     "Stage": "aligntune.report.story:Stage",
-    "build_report": "aligntune.report.run_page:build_report",
+    "build_report": "aligntune.report.build:build_report",
     "build_story": "aligntune.report.story:build_story",
 }
 

@@ -122,7 +122,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """A metric to draw: label, values, how many were not finite, whether to mark the points, colour from 0."""
 
     label: str
@@ -140,7 +140,7 @@ def charts(run: RunData) -> list[Chart]:
     for panel in PANELS:
         wanted = [*panel.metrics, *_matching(panel.pattern, run.metric_names())]
         lines = [_line(run, key, label, i) for i, (key, label) in enumerate(wanted)]
-        found += _draw(panel, [line for line in lines if line.values], "in the table of numbers")
+        found += draw(panel, [line for line in lines if line.values], "in the table of numbers")
     return found
 
 
@@ -191,29 +191,34 @@ def side_by_side(groups: Mapping[str, Sequence[RunData]]) -> list[Chart]:
             lines = [_over_seeds(runs, key, name, i) for i, (name, runs) in enumerate(groups.items())]
             if not held_out(key):  # runs of other lengths would be marked unevenly
                 lines = [replace(line, dots=len(line.values) == 1) for line in lines]
-            found += _draw(replace(panel, title=title), lines, "not drawn")
+            found += draw(replace(panel, title=title), lines, "not drawn")
     return found
 
 
-def _over_seeds(runs: Sequence[RunData], key: str, label: str, colour: int) -> _Line:
-    """The mean over runs at the steps that all of them logged, with the range as a band; of one run, its line."""
-    if len(runs) == 1:
-        return _line(runs[0], key, label, colour)
-    logged = [{step: value for step, value in run.values(key) if value is not None} for run in runs]
-    steps = sorted(set.intersection(*(set(one) for one in logged)))
-    at = [[one[step] for one in logged] for step in steps]
+def _over_seeds(runs: Sequence[RunData], key: str, label: str, colour: int) -> Line:
+    """A metric of runs that differ in their seed alone; of one run, its line."""
+    line = joined([run.values(key) for run in runs], label, colour)
+    return replace(line, lost=sum(run.not_finite(key) for run in runs), dots=len(line.values) <= 24 or held_out(key))
+
+
+def joined(logged: Sequence[Sequence[Point]], label: str, colour: int) -> Line:
+    """The mean over runs at the steps that all of them have, with the range as a band; of one run, its line."""
+    if len(logged) == 1:
+        return Line(label, list(logged[0]), 0, len(logged[0]) == 1, colour)
+    known = [{step: value for step, value in points if value is not None} for points in logged]
+    steps = sorted(set.intersection(*(set(one) for one in known)))
+    at = [[one[step] for one in known] for step in steps]
     values: list[Point] = [(step, sum(found) / len(found)) for step, found in zip(steps, at, strict=True)]
     lows, highs = ([(step, pick(found)) for step, found in zip(steps, at, strict=True)] for pick in (min, max))
-    lost = sum(run.not_finite(key) for run in runs)
-    return _Line(label, values, lost, len(values) <= 24 or held_out(key), colour, lows, highs)
+    return Line(label, values, 0, len(values) == 1, colour, lows, highs)
 
 
-def _line(run: RunData, key: str, label: str, colour: int) -> _Line:
+def _line(run: RunData, key: str, label: str, colour: int) -> Line:
     values = run.values(key)
-    return _Line(label, values, run.not_finite(key), len(values) <= 24 or held_out(key), colour)
+    return Line(label, values, run.not_finite(key), len(values) <= 24 or held_out(key), colour)
 
 
-def _draw(panel: Panel, lines: Sequence[_Line], rest: str) -> list[Chart]:
+def draw(panel: Panel, lines: Sequence[Line], rest: str) -> list[Chart]:
     """The panel's chart, with a legend where there is more than one line to tell apart; none without a value."""
     found = [line for line in lines if line.values]
     if not found:
@@ -244,7 +249,7 @@ def _draw(panel: Panel, lines: Sequence[_Line], rest: str) -> list[Chart]:
     return [Chart(panel.title, panel.meaning, first, last, legend, svg, notes)]
 
 
-def _band(line: _Line, *, smoothed: bool) -> list[tuple[float, float, float]]:
+def _band(line: Line, *, smoothed: bool) -> list[tuple[float, float, float]]:
     """The range over seeds, smoothed as the line is."""
     lows, highs = ((smooth(side) or side) if smoothed else side for side in (line.lows, line.highs))
     return [(x, low, high) for (x, low), (_, high) in zip(lows, highs, strict=True) if None not in (low, high)]  # type: ignore[misc]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aligntune.report.numbers import compact
-from aligntune.report.page import message_text, shortened
+from aligntune.report.page import message_text, shortened, weight
 
 if TYPE_CHECKING:
     from aligntune.eval.result import TaskResult
@@ -153,8 +153,6 @@ def _cut(text: str) -> str:
 
 
 def _size(entry: Entry) -> int:
-    """Bytes of an entry in the page; escaping makes a character up to six."""
-    from markupsafe import escape
-
+    """Bytes of an entry in the page."""
     texts = [entry.title, entry.prompt, entry.reference, *(part for answer in entry.answers for part in answer)]
-    return OVERHEAD + sum(len(str(escape(text)).encode("utf-8", "backslashreplace")) for text in texts)
+    return OVERHEAD + weight(texts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,13 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
 
 
 def write_fitting(path: Path, template: str, values: Callable[[int], dict[str, Any]], budget: int) -> Path:
-    """As `write_page`, with as many items as let the page keep to `MOST_BYTES`.
+    """As `write_page`, with as many items and answers as let the page keep to `MOST_BYTES`.
 
     Args:
         path: the file.
         template: a file in `templates`.
-        values: what the page shows when items may take so many bytes.
-        budget: what items may take at most.
+        values: what the page shows when items (and answers, where they are bounded) may take so many bytes.
+        budget: what these may take at most.
     """
     while True:
         page = _bytes(render_page(template, **values(budget)))
@@ -85,6 +85,13 @@ def write_fitting(path: Path, template: str, values: Callable[[int], dict[str, A
 
 def _bytes(page: str) -> bytes:
     return page.encode("utf-8", "backslashreplace")
+
+
+def weight(texts: Iterable[str]) -> int:
+    """Bytes that texts take in a page; escaping makes a character up to six."""
+    from markupsafe import escape
+
+    return sum(len(_bytes(str(escape(text)))) for text in texts)
 
 
 def shortened(text: str, most: int = 4000) -> str:

@@ -19,9 +19,9 @@ from typing import Any
 
 from aligntune.core.held_out import Bounds, renew
 from aligntune.errors import ValidationError
+from aligntune.report.sampled import Sampled, best_first, spread
 from aligntune.utils.files import number, read_lines
-from aligntune.utils.rollouts import parts
-from aligntune.utils.run_folder import CONFIG, EVALUATIONS, EVENTS, METRICS, ROLLOUTS, SAMPLES, read_manifest
+from aligntune.utils.run_folder import CONFIG, EVALUATIONS, EVENTS, METRICS, SAMPLES, read_manifest
 
 
 @dataclass(frozen=True)
@@ -136,25 +136,5 @@ def _merge(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _some_rollouts(folder: Path, each: int = 3, steps: int = 5) -> list[dict[str, Any]]:
     """`each` completions of some steps from the first to the last, spread from the best reward to the worst."""
-    stored = parts(folder / ROLLOUTS)
-    if not stored:
-        return []
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    needed = {"step", "prompt", "completion", "reward"}
-    where: dict[int, Path] = {}
-    for part in stored:
-        if needed <= set(pq.read_schema(part).names):
-            found = pc.unique(pq.read_table(part, columns=["step"])["step"]).to_pylist()
-            where |= {int(step): part for step in found if step is not None}
-    known = sorted(where)
-    count = min(steps, len(known))
-    chosen: list[dict[str, Any]] = []
-    for step in [known[round(i * (len(known) - 1) / max(count - 1, 1))] for i in range(count)]:
-        table = pq.read_table(where[step])
-        at = table.filter(pc.equal(table["step"], step)).to_pylist()
-        at.sort(key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
-        kept = min(each, len(at))
-        chosen += [at[round(i * (len(at) - 1) / max(kept - 1, 1))] for i in range(kept)]
-    return chosen
+    stored = Sampled.of(folder)
+    return [row for step in spread(stored.steps, steps) for row in best_first(stored.at(step), each)]

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from aligntune.errors import AlignTuneError
+from aligntune.report.curves import Chart, Panel, draw, joined
 from aligntune.report.numbers import compact
-from aligntune.report.svg import COLOURS, Series, line_chart
+from aligntune.report.svg import COLOURS, Point, Series, line_chart
 
 if TYPE_CHECKING:
     from aligntune.rewards.audit.attribution import Attribution
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 20_000
 """About two seconds."""
+TITLE = "Share of the advantage"
 WINDOWS = 20
 """Parts of the run, each of which has a share of its own."""
 HEADERS = (
@@ -45,6 +48,7 @@ class RewardBlock:
 
     Attributes:
         chart: shares of the advantage over the run; None where there are too few steps.
+        shares: the points of these lines by component; empty where there is no chart.
         legend: (colour, component).
         rows: cells of `HEADERS` for each component.
         findings: (severity, sentence, advice).
@@ -59,6 +63,7 @@ class RewardBlock:
     findings: list[tuple[str, str, str]]
     how: str
     notes: list[str]
+    shares: Mapping[str, Sequence[Point]] = field(default_factory=dict)
 
 
 def reward_block(folder: Path) -> RewardBlock | None:
@@ -79,7 +84,8 @@ def reward_block(folder: Path) -> RewardBlock | None:
         return None
     report = audit(rollouts, read_lines(folder / METRICS), str(folder))
     names = [name for name in rollouts.names if rollouts.weighted(name)]
-    chart = _chart(rollouts, attribute(rollouts), names)
+    shares = _shares(rollouts, attribute(rollouts), names)
+    chart = _chart(shares)
     return RewardBlock(
         chart=chart,
         legend=[(i % COLOURS + 1, name) for i, name in enumerate(names)] if chart else [],
@@ -88,32 +94,85 @@ def reward_block(folder: Path) -> RewardBlock | None:
         findings=[(f.severity, f.message, f.advice) for f in report.findings],
         how=report.how,
         notes=report.notes,
+        shares=shares if chart else {},
     )
 
 
-def _chart(rollouts: Rollouts, attribution: Attribution, names: list[str]) -> Markup | None:
-    """Lines of the components' shares, one point for each window of steps."""
+def _shares(rollouts: Rollouts, attribution: Attribution, names: list[str]) -> dict[str, list[Point]]:
+    """The components' shares of the advantage, one point for each window of steps; empty where there are too few."""
     import numpy as np
 
     from aligntune.rewards.audit.attribution import share
 
     steps = np.unique(rollouts.step)
     if len(steps) < 3 or len(names) < 2:
-        return None
+        return {}
     edges = np.unique(np.linspace(0, len(steps), min(WINDOWS, len(steps)) + 1).astype(int))
     windows = [steps[a:b] for a, b in itertools.pairwise(edges)]
-    series = []
-    for name in names:
-        points = []
-        for window in windows:
-            at = np.isin(rollouts.step, window)
-            points.append((float(window.mean()), share(attribution.parts[name][at], attribution.advantage[at])))
-        series.append(Series(name, points))
-    shown = [value for one in series for _, value in one.points if value is not None and math.isfinite(value)]
-    if not shown:
+    inside = [np.isin(rollouts.step, window) for window in windows]
+    return {
+        name: [
+            (float(window.mean()), _finite(share(attribution.parts[name][at], attribution.advantage[at])))
+            for window, at in zip(windows, inside, strict=True)
+        ]
+        for name in names
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _chart(shares: Mapping[str, Sequence[Point]]) -> Markup | None:
+    """A line for each component."""
+    if all(value is None for points in shares.values() for _, value in points):
         return None
-    last = ", ".join(f"{one.label} {_percent(one.points[-1][1])}" for one in series)
-    return line_chart("Share of the advantage", series, describe=f"at the end: {last}", text=_percent, y_range=(0, 1))
+    last = ", ".join(f"{name} {_percent(points[-1][1])}" for name, points in shares.items())
+    series = [Series(name, points) for name, points in shares.items()]
+    return line_chart(TITLE, series, describe=f"at the end: {last}", text=_percent, y_range=(0, 1))
+
+
+@dataclass(frozen=True)
+class RewardsBeside:
+    """The rewards of several runs.
+
+    Attributes:
+        labels: of the runs that have rollouts with components.
+        rows: each component with, per run, its share of the advantage and its mean from the first to the last fifth of
+            the run; None where the run does not have it.
+        charts: the share of each component along the runs, one line per run or per group of seeds.
+        blocks: (label, the run's own part).
+    """
+
+    labels: list[str]
+    rows: list[tuple[str, list[tuple[str, str] | None]]]
+    charts: list[Chart]
+    blocks: list[tuple[str, RewardBlock]]
+
+
+def rewards_beside(folders: Mapping[str, Path], groups: Sequence[tuple[str, Sequence[str]]]) -> RewardsBeside | None:
+    """The rewards of several runs; None where none has rollouts with components.
+
+    Args:
+        folders: label to run folder, in the page's order.
+        groups: (name, labels of the runs) of what is one line, as `curves.seed_groups` puts them together.
+    """
+    found = {label: block for label, folder in folders.items() if (block := reward_block(folder)) is not None}
+    if not found:
+        return None
+    cells = [{row[0]: (row[1], row[2]) for row in block.rows} for block in found.values()]
+    names = list(dict.fromkeys(name for one in cells for name in one))
+    drawn: list[Chart] = []
+    for name in names:
+        panel = Panel(f"{TITLE}, {name}", "share of the advantage", text=_percent, y_range=(0, 1), smoothed=False)
+        lines = []
+        for colour, (group, labels) in enumerate(groups):
+            had = [found[label].shares.get(name, []) for label in labels if label in found]
+            logged = [points for points in had if any(value is not None for _, value in points)]
+            lines.append(joined(logged or [[]], group, colour))
+        drawn += [replace(chart, title=name) for chart in draw(panel, lines, "not drawn")]
+    rows = [(name, [one.get(name) for one in cells]) for name in names]
+    return RewardsBeside(list(found), rows, drawn, list(found.items()))
 
 
 def _row(c: Any) -> tuple[str, ...]:

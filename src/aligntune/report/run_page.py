@@ -1,10 +1,10 @@
-"""`report.html` of one run, or several runs and evaluations side by side: key numbers, curves, values with intervals,
-answers, configuration, environment.
+"""`report.html` of one run: key numbers, health, curves, values with intervals, rewards, answers, configuration,
+environment.
 
->>> build_report("out/grpo")
+>>> single_report(read_run("out/grpo"), [], None)
 PosixPath('out/grpo/report.html')
 
-It reads what the run has written so far, so it also shows a run that still trains or that was stopped.
+It shows what the run has written so far, so also a run that still trains or that was stopped.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aligntune.errors import ValidationError
-from aligntune.report.curves import charts, first_and_last, seed_groups, side_by_side, table
+from aligntune.report.curves import charts, first_and_last, table
 from aligntune.report.evaluation import MOST_ITEMS_BYTES, evaluation_block, label_results, run_results
 from aligntune.report.facts import chips, facts
 from aligntune.report.numbers import compact, percent, seconds, size
 from aligntune.report.page import message_text, shortened, write_fitting
-from aligntune.report.read import RunData, read_run
+from aligntune.report.read import RunData
 from aligntune.report.rewards import reward_block
+from aligntune.report.sampled import components, spread
 
-RESULTS = "results.json"
 MOST_PROMPTS = 12
 MOST_ANSWERS = 5
 MOST_EVENTS = 50
@@ -57,48 +56,8 @@ class OverTime:
     answers: list[tuple[str, str]]
 
 
-def build_report(
-    run_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None
-) -> Path:
-    """Write the report of one run or evaluation, or of several side by side; return the file's path.
-
-    Args:
-        run_dir: a run folder or a folder that `aligntune eval` wrote, or a list of both. Evaluations are compared with
-            the first of them.
-        out: the HTML file; None takes `report.html` in the first run's folder where there is one run, or in the
-            evaluation's where there is nothing else, and `comparison.html` in the folder that holds them all otherwise.
-
-    Raises:
-        ValidationError: a folder is no run's and no evaluation's, no folder is given, or a line of it is damaged.
-        ConfigurationError: the disk is full or writing is not permitted.
-    """
-    given = [run_dir] if isinstance(run_dir, (str, os.PathLike)) else list(run_dir)
-    if not given:
-        raise ValidationError("a report needs at least one run folder", hint="give the output_dir of a run")
-    folders = [Path(folder) for folder in given]
-    measured = [(folder, _read_result(folder)) for folder in folders if (folder / RESULTS).exists()]
-    runs = [read_run(folder) for folder in folders if not (folder / RESULTS).exists()]
-    if len(runs) == 1:
-        return _single(runs[0], measured, out)
-    where = _place(folders, "report.html" if len(folders) == 1 else "comparison.html", out)
-    return _several(runs, measured, where)
-
-
-def _read_result(folder: Path) -> Any:
-    from aligntune.eval.result import EvalResult
-
-    return EvalResult.load(folder)
-
-
-def _place(folders: Sequence[Path], name: str, out: str | os.PathLike[str] | None) -> Path:
-    if out is not None:
-        return Path(out)
-    if len(folders) == 1:
-        return folders[0] / name
-    return Path(os.path.commonpath([folder.absolute().parent for folder in folders])) / name
-
-
-def _single(run: RunData, measured: Sequence[Any], out: str | os.PathLike[str] | None) -> Path:
+def single_report(run: RunData, measured: Sequence[Any], out: str | os.PathLike[str] | None) -> Path:
+    """Write the report of one run, with evaluations beside it; return the file's path."""
     packages = run.manifest.get("packages") or {}
     own, unread = run_results(run.path)
     results = [*own, *label_results(measured)]
@@ -127,44 +86,6 @@ def _single(run: RunData, measured: Sequence[Any], out: str | os.PathLike[str] |
         Path(out) if out is not None else run.path / "report.html",
         "run.html.j2",
         lambda budget: {**shown, "evaluation": evaluation_block(results, history=run.path, budget=budget)},
-        MOST_ITEMS_BYTES,
-    )
-
-
-def _several(runs: Sequence[RunData], measured: Sequence[Any], out: Path) -> Path:
-    """Runs and evaluations beside each other: key numbers, each metric's curves in one chart, values and items."""
-    names = [run.name for run in runs]
-    labels = [run.name if names.count(run.name) == 1 else str(run.path) for run in runs]
-    shown = [{tile.label: tile.value for tile in tiles(run)} for run in runs]
-    rows = dict.fromkeys(label for one in shown for label in one)
-    groups = seed_groups(dict(zip(labels, runs, strict=True)))
-    own = {label: run_results(run.path)[0] for label, run in zip(labels, runs, strict=True)}
-    trained = [(label, found[-1][1]) for label, found in own.items() if found]
-    results = [*trained, *label_results(measured)]
-    titles = labels or [label for label, _ in results]
-    parts = {
-        "title": " and ".join(titles) if len(titles) <= 2 else f"{len(titles)} {'runs' if labels else 'evaluations'}",
-        "runs": [
-            {
-                "label": label,
-                "status": run.status,
-                "chips": chips(run.manifest),
-                "facts": facts(run.manifest),
-                "config_text": run.config_text,
-                "manifest_text": manifest_text(run),
-                "numbers": table(run),
-                "health": health(run),
-            }
-            for label, run in zip(labels, runs, strict=True)
-        ],
-        "rows": [(label, [one.get(label) for one in shown]) for label in rows],
-        "charts": side_by_side(groups),
-        "seeds": [f"{label}: {', '.join(run.name for run in one)}" for label, one in groups.items() if len(one) > 1],
-    }
-    return write_fitting(
-        out,
-        "runs.html.j2",
-        lambda budget: {**parts, "evaluation": evaluation_block(results, budget=budget)},
         MOST_ITEMS_BYTES,
     )
 
@@ -251,7 +172,7 @@ def over_time(run: RunData) -> list[OverTime]:
         by_prompt.setdefault(message_text(row.get("prompt")), {})[row.get("step")] = row  # a later one of a step counts
     found = []
     for prompt, rows in by_prompt.items():
-        kept = _spread(list(rows.values()), MOST_ANSWERS)
+        kept = spread(list(rows.values()), MOST_ANSWERS)
         reference = kept[-1].get("gold", kept[-1].get("reference"))
         found.append(
             OverTime(
@@ -261,12 +182,6 @@ def over_time(run: RunData) -> list[OverTime]:
             )
         )
     return found
-
-
-def _spread(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    if len(rows) <= most:
-        return rows
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
 def _when(row: dict[str, Any]) -> str:
@@ -279,10 +194,5 @@ def rollout_groups(run: RunData) -> list[tuple[int, list[dict[str, Any]]]]:
     """Sampled completions by step, each with its components as (name, value) pairs."""
     groups: dict[int, list[dict[str, Any]]] = {}
     for row in run.rollouts:
-        components = [
-            (name.removeprefix("reward/"), value)
-            for name, value in row.items()
-            if name.startswith("reward/") and isinstance(value, (int, float))
-        ]
-        groups.setdefault(row["step"], []).append({**row, "components": components})
+        groups.setdefault(row["step"], []).append({**row, "components": components(row)})
     return sorted(groups.items())
