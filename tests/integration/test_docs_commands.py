@@ -103,7 +103,9 @@ def small(command: str) -> list[str]:
     if given[:2] == ["data", "pairs"] and "pairs.yaml" in given:
         given += ["sampling.keep_truncated=true"]
     if given[0] == "compare":
-        given += ["logging.steps=1"]
+        if "--seeds" in given:
+            del given[given.index("--seeds") : given.index("--seeds") + 2]
+        given += ["--seeds", "2", "logging.steps=1"]
     return given
 
 
