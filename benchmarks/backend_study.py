@@ -45,8 +45,8 @@ def paths(quickstart: Path) -> list[str]:
     data = quickstart / "data"
     named = {
         "model": quickstart / "sft",
-        "pairs": data / "pairs_train.jsonl",
-        "held_out": data / "pairs_test.jsonl",
+        "pairs": quickstart / "pairs" / "pairs.jsonl",
+        "held_out": quickstart / "held_out_pairs" / "pairs.jsonl",
         "prompts": data / "prompts.jsonl",
         "problems": data / "test.jsonl",
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from aligntune.errors import ConfigurationError
 from aligntune.quickstart.problems import FILES
 from aligntune.quickstart.story import Clock, run_quickstart
+from aligntune.utils.logging import configure
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +35,15 @@ def test_the_stages_come_in_order_with_their_parents(told: dict[str, Any]) -> No
         ("base", None), ("sft", "base"), ("grpo", "sft"), ("dpo", "sft"),
     ]  # fmt: skip
     assert told["data"]["problems"] == 500
-    assert len(told["lines"]) == 7
+    assert len(told["lines"]) == 9
     assert all("left)" in line for line in told["lines"])
 
 
 def test_each_accuracy_is_what_the_stored_answers_say(told: dict[str, Any]) -> None:
     gold = {row["prompt"][-1]["content"]: row["answer"] for row in read(told["out"] / "data" / FILES["test"])}
     for stage in told["data"]["stages"]:
-        items = read(told["out"] / stage["name"] / "eval" / "items" / "sums.jsonl")
+        folder = next((told["out"] / "scores").glob(f"*-{stage['name']}"))
+        items = read(folder / "items" / "sums.jsonl")
         assert len(items) == 500
         graded = [float(item["rewards/math_correctness"]) for item in items]
         assert stage["accuracy"]["value"] == pytest.approx(sum(graded) / 500)
@@ -60,9 +64,9 @@ def test_sft_teaches_and_grpo_improves_on_it(told: dict[str, Any]) -> None:
 
 
 def test_pairs_rank_a_right_answer_above_a_wrong_one_and_do_not_leak(told: dict[str, Any]) -> None:
-    train, held_out = (read(told["out"] / "data" / f"pairs_{name}.jsonl") for name in ("train", "test"))
+    train, held_out = (read(told["out"] / name / "pairs.jsonl") for name in ("pairs", "held_out_pairs"))
     assert told["data"]["preference"]["pairs"] == len(held_out) > 30
-    assert all(p["chosen_reward"] == pytest.approx(1.1) and p["rejected_reward"] < 1 for p in train + held_out)
+    assert all(p["chosen_score"] >= 1 and p["rejected_score"] <= 0.1 for p in train + held_out)
     seen = {p["prompt"][-1]["content"] for p in train}
     assert not seen & {p["prompt"][-1]["content"] for p in held_out}
 
@@ -99,36 +103,71 @@ def test_each_recipe_can_be_run_alone(told: dict[str, Any], cli: Any, tmp_path: 
     ).read_bytes()  # the same run, bit for bit
 
 
-def test_it_is_left_as_stages_too(told: dict[str, Any]) -> None:
+def test_it_is_a_run_of_stages(told: dict[str, Any]) -> None:
     from aligntune.stages import make_plan
 
     plan = make_plan(told["out"] / "recipes" / "stages.yaml")
-    assert plan.names == ["sft", "pairs", "held_out_pairs", "grpo", "dpo", "scores", "ranking", "report"]
-    assert plan.output_dir == told["out"] / "stages"
+    assert plan.names == [
+        "sft", "pairs", "held_out_pairs", "grpo", "dpo", "scores", "ranking", "own_ranking", "report",
+    ]  # fmt: skip
+    assert [stage.folder for stage in plan.stages] == [told["out"] / name for name in plan.names]
     assert plan["sft"].kind.config["train"]["max_steps"] == 80  # as --fast has it
-    assert plan["grpo"].kind.config["model"]["name_or_path"] == str(told["out"] / "stages" / "01-sft")
+    assert plan["grpo"].kind.config["model"]["name_or_path"] == str(told["out"] / "sft")
     assert plan.dependents("pairs") == {"pairs", "dpo", "scores", "ranking", "report"}
+    for name in plan.names:
+        assert json.loads((told["out"] / name / "stage.json").read_bytes())["status"] == "finished"
+
+
+def test_the_words_of_a_command_go_to_its_log(tmp_path: Path) -> None:
+    from aligntune.quickstart.story import _errors_to
+
+    logger = logging.getLogger("aligntune")
+    before = logger.level, list(logger.handlers)
+    with _errors_to(tmp_path / "stage.log"):
+        configure("debug")
+        os.write(2, b"loss 1.5\n")
+    assert (tmp_path / "stage.log").read_bytes() == b"loss 1.5\n"
+    assert (logger.level, logger.handlers) == before
+
+
+def test_run_finds_nothing_left_to_do(told: dict[str, Any], cli: Any) -> None:
+    ran = cli("run", told["out"] / "recipes" / "stages.yaml", "--json")
+    assert ran.code == 0, ran.err
+    assert {stage["status"] for stage in ran.json["stages"] if stage["kind"] != "report"} == {"skipped"}
 
 
 @pytest.mark.slow
-def test_the_stages_give_what_the_quickstart_gave(told: dict[str, Any]) -> None:
-    """SFT and GRPO bit for bit, as their run files are the same; DPO learns from pairs that are drawn otherwise."""
+def test_other_processes_give_the_same_bytes(told: dict[str, Any], tmp_path: Path) -> None:
+    """`aligntune run` starts a process for each command, the quickstart runs all in its own."""
     from aligntune.stages import run_stages
 
-    result = run_stages(told["out"] / "recipes" / "stages.yaml")
-    for name in ("sft", "grpo"):
+    result = run_stages(told["out"] / "recipes" / "stages.yaml", [f"output_dir={tmp_path / 'again'}"])
+    for name in ("sft", "grpo", "dpo"):
         again = Path(result[name].results["model"]) / "model.safetensors"
         assert again.read_bytes() == (told["out"] / name / "model.safetensors").read_bytes()
+    for name in ("pairs", "held_out_pairs"):
+        assert Path(result[name].results["data"]).read_bytes() == (told["out"] / name / "pairs.jsonl").read_bytes()
     accuracy = {s["name"]: s["accuracy"]["value"] for s in told["data"]["stages"]}
     numbers = json.loads((Path(result["scores"].folder) / "tables.json").read_bytes())["values"]
     again = {r["model"]: r["value"] for r in numbers if r["name"] == "rewards/math_correctness"}
-    assert {name: again[name] for name in ("base", "sft", "grpo")} == pytest.approx(
-        {name: accuracy[name] for name in ("base", "sft", "grpo")}
-    )
-    assert again["dpo"] == pytest.approx(accuracy["dpo"], abs=0.15)
-    pairs = read(Path(result["pairs"].results["data"]))
-    assert len(pairs) > 30
-    assert all(p["chosen_score"] - p["rejected_score"] >= 1.0 for p in pairs)
+    assert again == pytest.approx(accuracy)
+
+
+def test_a_quickstart_that_is_stopped_goes_on_by_run(tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aligntune.quickstart import story
+
+    def stopped(arguments: Any, log: Path) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(story, "run_here", stopped)
+    with pytest.raises(KeyboardInterrupt, match=r"stage sft was stopped; go on with: aligntune run .*stages.yaml"):
+        run_quickstart(tmp_path / "q", fast=True, say=lambda line: None)
+    with pytest.raises(ConfigurationError, match="holds a quickstart already") as refused:
+        run_quickstart(tmp_path / "q", fast=True)
+    assert f"aligntune run {tmp_path / 'q' / 'recipes' / 'stages.yaml'}" in refused.value.hint
+    ran = cli("run", tmp_path / "q" / "recipes" / "stages.yaml", "--dry-run", "--json")
+    assert ran.code == 0, ran.err
+    assert all(stage["to_do"] for stage in ran.json["stages"])
 
 
 def test_a_second_quickstart_does_not_overwrite_the_first(told: dict[str, Any]) -> None:

@@ -396,6 +396,28 @@ def test_a_stage_put_before_others_keeps_their_folders(file: Path, tmp_path: Pat
     assert runner.made == ["more"]
 
 
+def test_folders_without_numbers(file: Path, tmp_path: Path) -> None:
+    runner = FakeRunner()
+    result = run_stages(file, ["numbered=false"], runner=runner)
+    assert [Path(stage.folder).name for stage in result.stages.values()] == ["split", "sft", "pairs", "dpo"]
+    assert result["dpo"].results["model"] == str(tmp_path / "out" / "dpo")
+    run_stages(file, ["numbered=false"], start="pairs", runner=runner)
+    assert runner.made == ["split", "sft", "pairs", "dpo", "pairs", "dpo"]
+    assert sorted(p.name for p in (tmp_path / "out" / "replaced" / "1").iterdir()) == ["dpo", "pairs"]
+    renamed = changed(file, lambda raw: raw["stages"][3].update(name="replaced"))
+    assert "is where stages that were made again are kept" in refused(renamed, "numbered=false")
+
+
+def test_a_stage_never_takes_the_folder_of_other_files(file: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / "sft" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    said = refused(file, "numbered=false")
+    assert f"stage sft: {mine.parent} is there and holds other files" in said
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "out" / "split").exists()
+
+
 def test_the_folder_is_not_shared_with_a_running_process(file: Path, tmp_path: Path) -> None:
     parent = psutil.Process(os.getppid())
     process = {"host": platform.node(), "pid": parent.pid, "created": parent.create_time()}

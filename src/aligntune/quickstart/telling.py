@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aligntune.quickstart.story import StageResult, Story
+    from aligntune.quickstart.story import Quickstart
+    from aligntune.stages import StagesResult
 
+Items = dict[str, list[dict[str, Any]]]
 ABOUT = {
     "base": "The embedded base model: it can add, and has never seen the answer format.",
     "sft": "Supervised fine-tuning on right answers, some given at once and some step by step.",
@@ -14,46 +18,85 @@ ABOUT = {
     "dpo": "Preference optimisation from SFT: right answers preferred to wrong ones, on its own samples.",
 }
 TITLES = {"base": "Base", "sft": "SFT", "grpo": "GRPO", "dpo": "DPO"}
+PARENTS = {"sft": "base", "grpo": "sft", "dpo": "sft"}
+CORRECT = "rewards/math_correctness"
+"""The component of the evaluation's reward that says whether an answer is right."""
 SHOWN_SAMPLES = 3
 
 
-def summarize(story: Story, preference: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Figures of all stages as plain values."""
+def summarize(quickstart: Quickstart, result: StagesResult, begun: float) -> dict[str, Any]:
+    """Figures of all models as plain values; read from what the stages wrote.
+
+    Args:
+        quickstart: whose stages these are.
+        result: of the stages.
+        begun: when the quickstart began, on `time.monotonic`.
+    """
     from aligntune.utils.device import peak_rss_bytes
 
-    stages = [_stage(story, stage, preference) for stage in story.stages.values()]
+    scores = Path(result["scores"].folder)
+    items: Items = {name: _items(next(scores.glob(f"*-{name}")), "sums") for name in TITLES}
+    preference = _preference(result)
     return {
-        "seed": story.seed,
-        "fast": story.fast,
-        "problems": len(story.stages["base"].items),
-        "stages": stages,
+        "seed": quickstart.seed,
+        "fast": quickstart.fast,
+        "problems": len(items["base"]),
+        "stages": [_model(name, items, result, preference) for name in TITLES],
         "preference": preference,
-        "samples": _samples(story),
-        "seconds": round(seconds, 1),
+        "samples": _samples(items),
+        "seconds": round(time.monotonic() - begun, 1),
         "peak_memory": peak_rss_bytes(),
-        "report": str(story.out / "report.html"),
+        "report": str(quickstart.out / "report.html"),
     }
 
 
-def _stage(story: Story, stage: StageResult, preference: dict[str, Any]) -> dict[str, Any]:
-    from aligntune.eval.stats import paired_difference, wilson_interval
+def _items(folder: str | Path, task: str) -> list[dict[str, Any]]:
+    """The items of an evaluation."""
+    from aligntune.eval import EvalResult
 
-    accuracy = wilson_interval(sum(stage.correct), len(stage.correct))
+    return EvalResult.load(folder).tasks[task].items
+
+
+def _model(name: str, items: Items, result: StagesResult, preference: dict[str, Any]) -> dict[str, Any]:
+    from aligntune.eval.stats import paired_difference
+
+    own, parent = items[name], PARENTS.get(name)
+    made = result.stages.get(name)
     row: dict[str, Any] = {
-        "name": stage.name,
-        "parent": stage.parent,
-        "accuracy": {"value": accuracy.estimate, "low": accuracy.low, "high": accuracy.high},
-        "mean_reward": sum(item["reward"] for item in stage.items) / len(stage.items),
-        "step_by_step": sum(_worked(item) for item in stage.items) / len(stage.items),
-        "seconds": round(stage.seconds, 1),
-        "peak_memory": stage.peak_memory or None,
+        "name": name,
+        "parent": parent,
+        "accuracy": _share([bool(item[CORRECT]) for item in own]),
+        "mean_reward": sum(item["reward"] for item in own) / len(own),
+        "step_by_step": sum(_worked(item) for item in own) / len(own),
+        "seconds": round(made.seconds, 1) if made else None,
+        "peak_memory": made.memory if made else None,
     }
-    if stage.parent:
-        difference = paired_difference(stage.correct, story.stages[stage.parent].correct)
+    if parent:
+        right, before = ([float(item[CORRECT]) for item in items[model]] for model in (name, parent))
+        difference = paired_difference(right, before)
         row["difference"] = {"value": difference.difference, "low": difference.low, "high": difference.high}
-    if stage.name == "dpo":
+    if name == "dpo":
         row["preference_accuracy"] = preference["dpo"]
     return row
+
+
+def _preference(result: StagesResult) -> dict[str, Any]:
+    """How DPO and its SFT parent rank the held-out pairs, by every measure that the evaluation has."""
+    dpo, sft = (_items(result[stage].folder, "pairs") for stage in ("ranking", "own_ranking"))
+    return {
+        "pairs": len(dpo),
+        "dpo": _share([i["chosen_reward"] > i["rejected_reward"] for i in dpo]),
+        "sft_ranking": _share([i["chosen_logp"] > i["rejected_logp"] for i in sft]),
+        "sft_ranking_per_token": _share([i["chosen_logp_per_token"] > i["rejected_logp_per_token"] for i in sft]),
+    }
+
+
+def _share(hits: list[bool]) -> dict[str, float]:
+    """A proportion with its Wilson interval, as plain values."""
+    from aligntune.eval.stats import wilson_interval
+
+    found = wilson_interval(sum(hits), len(hits))
+    return {"value": found.estimate, "low": float(found.low or 0.0), "high": float(found.high or 1.0)}
 
 
 def _worked(item: dict[str, Any]) -> bool:
@@ -61,28 +104,27 @@ def _worked(item: dict[str, Any]) -> bool:
     return bool(item["rewards/answer_format"]) and "\n" in item["output"].strip()
 
 
-def _samples(story: Story) -> list[dict[str, Any]]:
-    """The first problems of the test file, with every stage's answer."""
+def _samples(answers: Items) -> list[dict[str, Any]]:
+    """The first problems of the test file, with every model's answer."""
     found = []
     for i in range(SHOWN_SAMPLES):
-        items = {name: stage.items[i] for name, stage in story.stages.items()}
+        items = {name: own[i] for name, own in answers.items()}
         first = items["base"]
         found.append(
             {
                 "prompt": first["prompt"][-1]["content"],
                 "reference": first["reference"],
                 "answers": {
-                    name: {"text": item["output"], "correct": bool(item["rewards/math_correctness"])}
-                    for name, item in items.items()
+                    name: {"text": item["output"], "correct": bool(item[CORRECT])} for name, item in items.items()
                 },
             }
         )
     return found
 
 
-def tell(story: Story, data: dict[str, Any]) -> str:
+def tell(quickstart: Quickstart, data: dict[str, Any]) -> str:
     """Write the report, and return the text for the terminal."""
-    report = write_report(story, data)
+    report = write_report(quickstart, data)
     lines = [
         f"{data['problems']} held-out problems, greedy answers, seed {data['seed']}. Intervals are 95%.",
         "",
@@ -106,7 +148,7 @@ def tell(story: Story, data: dict[str, Any]) -> str:
     lines += [
         "",
         f"{data['seconds']:.0f} s in all. Report: {report}",
-        f"Recipes to change and run alone: {story.out / 'recipes'}; as stages: aligntune run stages.yaml there",
+        f"Recipes to change and run alone: {quickstart.file.parent}; all of them: aligntune run {quickstart.file}",
     ]
     return "\n".join(lines)
 
@@ -118,9 +160,10 @@ def _line(row: dict[str, Any]) -> str:
         sign = f"{100 * d['value']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
         difference = f"{sign} vs {TITLES[row['parent']]}"
     memory = f"{row['peak_memory'] / 1e6:.0f} MB" if row["peak_memory"] else ""
+    seconds = f"{row['seconds']:.0f} s" if row["seconds"] else ""
     return (
         f"{TITLES[row['name']]:6} {_interval(row['accuracy']):>22} {difference:>32} {row['mean_reward']:7.2f} "
-        f"{row['step_by_step']:12.0%} {row['seconds']:5.0f} s {memory:>8}"
+        f"{row['step_by_step']:12.0%} {seconds:>7} {memory:>8}"
     )
 
 
@@ -128,7 +171,7 @@ def _interval(found: dict[str, float]) -> str:
     return f"{100 * found['value']:.1f}% [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
-def write_report(story: Story, data: dict[str, Any]) -> str:
+def write_report(quickstart: Quickstart, data: dict[str, Any]) -> str:
     """`report.html` over all stages; returns its path."""
     from aligntune.report import build_story
     from aligntune.report.story import Answer, Interval, Sample, Stage
@@ -139,7 +182,7 @@ def write_report(story: Story, data: dict[str, Any]) -> str:
     stages = [
         Stage(
             TITLES[row["name"]],
-            run_dir=story.stages[row["name"]].run_dir,
+            run_dir=quickstart.out / row["name"] if row["parent"] else None,
             about=ABOUT[row["name"]],
             accuracy=interval(row["accuracy"]),
             difference=interval(row.get("difference")),
@@ -172,5 +215,7 @@ def write_report(story: Story, data: dict[str, Any]) -> str:
         f"preference accuracy on {ranking['pairs']} held-out pairs"
     )
     return str(
-        build_story("Quickstart", stages, story.out / "report.html", lead=lead, samples=samples, measured_on=measured)
+        build_story(
+            "Quickstart", stages, quickstart.out / "report.html", lead=lead, samples=samples, measured_on=measured
+        )
     )

@@ -39,6 +39,8 @@ from aligntune.registry import nearest
 
 KEYS = "docs/stages.md lists the keys"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+REPLACED = "replaced"
+"""Folder of stages that were made again."""
 Kind = Literal["split", "train", "pairs", "reward_model", "evaluate", "compare", "report"]
 
 
@@ -66,6 +68,8 @@ class StagesConfig:
     """Values that the stages share, named as `${values.NAME}`."""
     output_dir: Text = "runs/stages"
     """Folder of all stages; each has a folder `<number>-<name>` in it (ours)."""
+    numbered: bool = True
+    """Whether the folders of stages begin with their number (ours); without, a folder is called as its stage is."""
     title: str | None = None
     """Heading of the report; None takes the folder's name."""
     lead: str = ""
@@ -189,6 +193,11 @@ def _check_names(config: StagesConfig, where: str) -> None:
             raise ConfigurationError(
                 f"{prefix}stages.{i}.name: '{stage.name}' cannot name a folder and a reference",
                 hint="begin with a letter; letters, digits, '_' and '-' may follow",
+            )
+        if not config.numbered and stage.name.lower() == REPLACED:
+            raise ConfigurationError(
+                f"{prefix}stages.{i}.name: the folder '{REPLACED}' is where stages that were made again are kept",
+                hint="choose another name, or leave numbered out",
             )
     twice = [name for name, count in Counter(s.name.lower() for s in config.stages).items() if count > 1]
     if twice:

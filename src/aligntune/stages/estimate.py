@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from aligntune.algorithms.base import Schema
-from aligntune.stages.execution import REPLACED
+from aligntune.stages.config import REPLACED
 from aligntune.stages.kinds import RECORD, Compare, RewardModel, Train
 from aligntune.stages.plan import Plan, Planned
 from aligntune.stages.record import read_record
@@ -109,8 +109,9 @@ def _stage(plan: Plan, stage: Planned) -> Estimated:
 
 def _earlier(plan: Plan, stage: Planned) -> dict[str, Any]:
     """The record of the newest finished stage of this name that was set aside; empty where there is none."""
+    name = f"[0-9][0-9]-{stage.name}" if plan.config.numbered else stage.name
     kept = sorted(
-        (plan.output_dir / REPLACED).glob(f"*/[0-9][0-9]-{stage.name}/{RECORD}"),
+        (plan.output_dir / REPLACED).glob(f"*/{name}/{RECORD}"),
         key=lambda path: path.stat().st_mtime_ns,
     )
     found = [read_record(path.parent) or {} for path in kept]

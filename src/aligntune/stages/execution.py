@@ -28,7 +28,7 @@ from aligntune import errors
 from aligntune.core.live import Mode
 from aligntune.core.live_folder import FolderView
 from aligntune.errors import AlignTuneError, ConfigurationError, TrainingError
-from aligntune.stages.config import StagesConfig
+from aligntune.stages.config import REPLACED, StagesConfig
 from aligntune.stages.kinds import LOG, RECORD, said_json
 from aligntune.stages.plan import Plan, Planned, make_plan
 from aligntune.stages.process import Ended, Runner, run_process
@@ -37,7 +37,7 @@ from aligntune.utils.files import disk_errors, write_json
 from aligntune.utils.logging import get_logger
 
 log = get_logger(__name__)
-REPLACED, RUN = "replaced", "stages.json"
+RUN = "stages.json"
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ class Execution:
         """The stages that will be made or gone on with.
 
         Raises:
-            ConfigurationError: a finished stage has changed, or `only` names a stage whose needs are not finished.
+            ConfigurationError: a finished stage has changed, `only` names a stage whose needs are not finished, or the
+                folder of a new stage holds other files.
         """
         outcomes: dict[str, str] = {}
         todo: list[Planned] = []
@@ -182,8 +183,19 @@ class Execution:
                     self._refuse_change(stage, record, identity(stage, outcomes), inputs=known)
                 outcomes[stage.name] = record["outcome"]
             elif wanted:
+                self._check_folder(stage, record)
                 todo.append(stage)
         return todo
+
+    @staticmethod
+    def _check_folder(stage: Planned, record: Mapping[str, Any]) -> None:
+        """Refuse a folder with files that no stage has made; a stage that begins clears its own."""
+        if not record and stage.folder.is_dir() and any(stage.folder.iterdir()):
+            raise ConfigurationError(
+                f"stage {stage.name}: {stage.folder} is there and holds other files",
+                hint="give the stage another name or the file another output_dir",
+                context={"stage": stage.name},
+            )
 
     def _check_needs(self, stage: Planned, outcomes: Mapping[str, str]) -> None:
         lacking = [n for n in stage.needs if n not in outcomes and n not in self.only]

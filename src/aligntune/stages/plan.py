@@ -111,7 +111,7 @@ def make_plan(source: str | Path | Mapping[str, Any] | StagesConfig, overrides: 
     results: dict[str, dict[str, Any]] = {}
     faults: list[tuple[str, AlignTuneError]] = []
     for i, stage in enumerate(config.stages):
-        folder = _folder(out, i + 1, stage.name)
+        folder = _folder(out, i + 1, stage.name) if config.numbered else out / stage.name
         try:
             symbolic = _with_values(config, stage.config)
             full = resolve(stage.config, lambda r: _lookup(config, results, r))
