@@ -25,6 +25,12 @@ import click
 REPO = Path(__file__).resolve().parent.parent
 FOLDER = REPO / "docs" / "reference"
 WRITTEN = "<!-- scripts/reference_pages.py writes this page -->"
+KEYS_OF = {
+    "aligntune.core.config": "Configuration",
+    "aligntune.eval.config": "Evaluation",
+    "aligntune.rewards.training.config": "Reward models",
+}
+"""By module: the page that lists the keys of its sections."""
 
 
 def cell(text: Any) -> str:
@@ -220,7 +226,12 @@ def _entry(name: str, value: Any, methods: list[str]) -> str:
 
 def _signature(name: str, value: Any) -> str:
     if dataclasses.is_dataclass(value) and len(dataclasses.fields(value)) > 8:
-        return f"{name}(...)    # {len(dataclasses.fields(value))} keys, see Configuration"
+        count = len(dataclasses.fields(value))
+        page = next((page for module, page in KEYS_OF.items() if value.__module__.startswith(module)), None)
+        if page is not None:
+            return f"{name}(...)    # {count} keys, see {page}"
+        if "Attributes:" in (inspect.getdoc(value) or ""):
+            return f"{name}(...)    # {count} attributes"
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):
