@@ -272,7 +272,7 @@ def _presets(raw: dict[str, Any], folder: Path) -> None:
 
 READERS: list[tuple[Any, Any]] = [
     (lambda raw: "stages" in raw, _stages),
-    (lambda raw: "tasks" in raw and "model" in raw, _evaluation),
+    (lambda raw: {"tasks", "lm_eval"} & set(raw) and "model" in raw, _evaluation),
     (lambda raw: "tasks" in raw, _tasks),
     (lambda raw: "select" in raw or "sampling" in raw, _pairs),
     (lambda raw: "objective" in raw, _reward_model),
