@@ -96,6 +96,8 @@ def small(command: str) -> list[str]:
             sizes += ["algo.num_generations=2", "generation.max_prompt_length=200"]
             sizes += ["generation.max_completion_length=8"]
         return [a for a in given if a not in ("--max-steps", "100")] + sizes
+    if given == ["quickstart"]:
+        return ["quickstart", "--fast"]
     changes = {"train.max_steps=20": "train.max_steps=3", "train.max_steps=50": "train.max_steps=3"}
     given = [changes.get(a, a) for a in given]
     if given[:2] == ["data", "pairs"] and "pairs.yaml" not in given:
