@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -340,6 +342,43 @@ def test_an_interrupt_in_the_middle_of_a_drawing_leaves_a_clean_terminal(
     assert terminal.screen() == [""]
 
 
+class Lost(Terminal):
+    """A terminal whose connection is cut."""
+
+    lost = False
+
+    def write(self, text: str) -> int:
+        if self.lost:
+            raise OSError(5, "Input/output error")
+        return super().write(text)
+
+
+def test_a_run_outlives_its_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = Lost()
+    monkeypatch.setattr(sys, "stderr", lost)
+    progress = Progress("x", lost)
+    progress.show(1, 9)
+    progress._again, lost.lost = 0.0, True
+    progress.show(2, 9)
+    assert not progress._live
+    print("nobody reads this", file=sys.stderr)
+    progress.close()
+    assert sys.stderr is lost
+    told = Progress("x", lost, "plain")
+    for step in (1, 2):
+        told.show(step, 9, {"loss": 1.0})
+    assert told.mode == "off"
+
+
+def test_a_reward_that_is_no_number_and_a_long_prompt_are_drawn(terminal: Terminal) -> None:
+    seen = Seen("x")
+    for reward, shown in ((math.nan, "nan"), (math.inf, "inf"), (-0.5, "-0.5")):
+        seen.sample = (1, "context " * 1000 + "What is 3 + 4?", "7", reward)
+        text = " ".join(plain(frame(seen, terminal)[0]))
+        assert f"reward {shown}" in text
+        assert "context What is 3 + 4?" in text
+
+
 # ---- a run in another process -----------------------------------------------------------------------------------
 
 
@@ -382,3 +421,20 @@ def test_a_process_is_looked_at_while_it_runs(monkeypatch: pytest.MonkeyPatch) -
         code, _ = process._wait(child, lambda: looks.append(1))
     assert code == 3
     assert len(looks) > 3
+
+
+def test_a_process_whose_view_fails_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def sleeping(line: list[str], **given: Any) -> subprocess.Popen[bytes]:
+        started.append(popen([sys.executable, "-c", "import time; time.sleep(60)"], **given))
+        return started[-1]
+
+    def look() -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(subprocess, "Popen", sleeping)
+    with pytest.raises(KeyError):
+        process.run_process(["info"], tmp_path / "log", look)
+    assert started[0].returncode == -signal.SIGTERM

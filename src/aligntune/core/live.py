@@ -182,8 +182,11 @@ class Progress:
         self.seen.take(row, now if at is None else at)
         if not self._live and self.mode != "off" and now >= self._next and self.seen.step:
             self._next = now + (0.0 if self.mode == "plain" else LINE_SECONDS)
-            self.stream.write(encodable(self.seen.line() + "\n", self.stream))
-            self.stream.flush()
+            try:
+                self.stream.write(encodable(self.seen.line() + "\n", self.stream))
+                self.stream.flush()
+            except OSError:  # whoever read it is gone, and the run goes on
+                self.mode = "off"
         self._draw()
 
     def sample(self, step: int, prompt: str, answer: str, reward: float | None = None) -> None:
@@ -220,6 +223,7 @@ class Progress:
         began = time.monotonic()
         lines, widths = frame(self.seen, self.stream)
         self._screen.draw(lines, widths)
+        self._live = not self._screen.gone
         ended = time.monotonic()
         self._again = ended + max(FASTEST, (ended - began) / SHARE)
 
@@ -251,4 +255,4 @@ def clock(seconds: float | None) -> str:
 
 def number(value: float) -> str:
     """Three digits that count; whole numbers as they are."""
-    return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.3g}"
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.3g}"

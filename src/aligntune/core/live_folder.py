@@ -71,9 +71,12 @@ class FolderView:
             self._at[name] = size
         if size == self._at[name]:
             return
-        with open(path, "rb") as file:
-            file.seek(self._at[name])
-            whole, end, _ = file.read().rpartition(b"\n")
+        try:
+            with open(path, "rb") as file:
+                file.seek(self._at[name])
+                whole, end, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:  # the folder was cleared meanwhile
+            return
         self._at[name] += len(whole) + len(end)
         for line in whole.splitlines():
             try:

@@ -23,6 +23,8 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 PLAIN_BLOCKS = ".:-=+*#@"
 CELL = 24
 """Columns of one number with its words."""
+MOST = 2000
+"""Characters of a text that are looked at."""
 
 
 def load() -> None:
@@ -176,7 +178,7 @@ def _answer(seen: Seen, width: int) -> list[Text]:
         return []
     step, prompt, answer, reward = seen.sample
     told = f"answer of step {step}" + (f", reward {number(reward)}" if reward is not None else "")
-    asked = printable(prompt)
+    asked = printable(prompt[-MOST:])
     head = Text().append(told, style="dim").append("  ")
     head.append(_end(asked, width - len(told) - 2), style="italic")
     return [head, Text().append("  ").append(printable(answer))]
@@ -198,5 +200,5 @@ def _health(seen: Seen) -> list[Text]:
 
 def printable(text: str) -> str:
     """One line without control characters, whatever a model wrote."""
-    shown = "".join(c if c.isprintable() else " " for c in text[:2000])
+    shown = "".join(c if c.isprintable() else " " for c in text[:MOST])
     return re.sub(r" {2,}", " ", shown).strip()

@@ -27,6 +27,9 @@ class Screen:
 
     Args:
         stream: the terminal; its encoding decides what can be shown.
+
+    Attributes:
+        gone: the terminal takes nothing any more, as after a connection that was cut; nothing is written to it then.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -38,6 +41,7 @@ class Screen:
         self._proxies: dict[str, _Above] = {}
         self._handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
         self._pid = os.getpid()
+        self.gone = False
 
     def open(self) -> None:
         """Send what is printed to a terminal, and what is logged, above the lines from now on."""
@@ -90,14 +94,20 @@ class Screen:
                 rows = sum(max(1, -(-width // columns)) for width in before)
                 up = f"\x1b[{rows}A" if rows else ""
                 shown = "".join(f"{line}\n" for line in self._lines)
-                if rows or text or shown:
-                    self.stream.write(encodable(f"\r{up}\x1b[J{text}{shown}", self.stream))
-                    self.stream.flush()
+                if (rows or text or shown) and not self.gone:
+                    self._put(f"\r{up}\x1b[J{text}{shown}")
                 if not self._waiting:
                     return
                 text, self._waiting, before = "".join(self._waiting), [], self._widths
         finally:
             self._writing = False
+
+    def _put(self, text: str) -> None:
+        try:
+            self.stream.write(encodable(text, self.stream))
+            self.stream.flush()
+        except OSError:
+            self.gone = True
 
 
 class _Above(io.TextIOBase):
@@ -109,6 +119,11 @@ class _Above(io.TextIOBase):
     @property
     def encoding(self) -> str:  # type: ignore[override]
         return str(self.stream.encoding)
+
+    @property
+    def buffer(self) -> Any:
+        """Where bytes are written, which pass the lines by."""
+        return self.stream.buffer
 
     def write(self, text: str) -> int:
         whole, end, self._part = (self._part + text).rpartition("\n")

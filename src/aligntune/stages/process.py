@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,10 @@ def run_process(arguments: Sequence[str], log: Path, look: Callable[[], None] | 
             env=child_environment(clean_environment()),
             start_new_session=True,
         )
-        with _passing_on(process) as asked:
+        with _passing_on(process) as asked, ExitStack() as unless_ended:
+            unless_ended.callback(_end, process)  # `look` raised, and nobody would wait for it
             code, memory = _wait(process, look)
+            unless_ended.pop_all()
         printed.seek(0)
         out = printed.read().decode("utf-8", "replace")
     if asked or code == 130:
@@ -95,6 +97,11 @@ def _wait(process: subprocess.Popen[bytes], look: Callable[[], None] | None) -> 
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait()
 
 
 @contextmanager
