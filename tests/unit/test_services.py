@@ -142,7 +142,7 @@ def test_a_service_that_fails_or_hangs_does_not_stop_the_run(
     module = wandb(**how)
     runs.trainer("sft", tiny_model, tmp_path, logging__report_to=["wandb"]).train()
     found = [note for note in notes(tmp_path / "out") if "logging service" in note]
-    assert found[0] == f"{told}; training goes on without it"
+    assert found[0] == f"{told}; the run goes on without it"
     assert found[1:] == (["the logging service wandb failed 4 times"] if asked == 4 else [])  # told once, and counted
     assert len([name for name, _ in module.calls if name == "log"]) == asked
     assert len(runs.logged(tmp_path / "out")) == 4
@@ -208,13 +208,27 @@ def test_a_report_that_cannot_be_drawn_is_told_once(monkeypatch: pytest.MonkeyPa
         if len(drawn) == 2:
             raise KeyError("x")
 
-    monkeypatch.setattr(refreshing, "draw_report", draw)
+    monkeypatch.setattr(refreshing, "_draw", draw)
     report = refreshing.LiveReport(types.SimpleNamespace())  # type: ignore[arg-type]
     for _ in range(1000):
         report.refresh()
         now[0] += 1.0
     assert drawn == [60.0, 262.0]  # two seconds are 1% of 200
-    assert told == ["drawing report.html failed (KeyError: 'x'); training goes on without it"]
+    assert told == ["drawing report.html failed (KeyError: 'x'); the run goes on without it"]
+
+
+def test_a_run_whose_report_cannot_be_drawn_is_finished(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run: Any) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(refreshing, "_draw", fail)
+    trainer = runs.trainer("sft", tiny_model, tmp_path, train={"max_steps": 1})
+    trainer.train()
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["status"] == "finished"
+    assert "drawing report.html failed (KeyError: 'x'); the run goes on without it" in manifest["notes"]
 
 
 def test_an_interrupt_is_not_survived() -> None:

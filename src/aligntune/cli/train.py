@@ -221,12 +221,13 @@ def _train(config: RLConfig | SFTConfig, resume: str | None, *, check: bool) -> 
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(trainer.resume_hint) from stop
     told = logging.getLogger("aligntune").isEnabledFor(logging.INFO)  # the notes were shown as they came
+    report = os.path.join(config.output_dir, "report.html")
     lines = [
         *(f"- {note}" for note in trainer.notes if not told),
         f"trained {result.total_steps} steps in {result.training_time:.1f} s, mean loss {result.final_loss:.4f}, "
         f"peak memory {result.peak_memory / 1e9:.2f} GB",
         *result.evaluated(),
         f"model   {result.model_path}",
-        f"report  {os.path.join(config.output_dir, 'report.html')}",
+        *([f"report  {report}"] if os.path.exists(os.path.expanduser(report)) else []),
     ]
     return Output({**result.to_dict(), "output_dir": config.output_dir, "notes": trainer.notes}, "\n".join(lines))

@@ -54,7 +54,7 @@ def survive(trainer: Trainer, what: str, call: Callable[[], Any], tell: bool = T
     except Exception as error:  # a logging service or a drawing must not stop a run, whatever it raises
         if tell:
             first = next(iter(str(error).splitlines()), "")
-            warn(trainer, f"{what} failed ({type(error).__name__}: {first}); training goes on without it")
+            warn(trainer, f"{what} failed ({type(error).__name__}: {first}); the run goes on without it")
         return False
     return True
 
