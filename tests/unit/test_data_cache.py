@@ -46,6 +46,7 @@ def test_a_hit_equals_a_miss_and_the_rows_themselves(tmp_path: Path) -> None:
     assert same(built, miss)
     assert same(miss, hit)
     assert hit.dataset.cache_files == []
+    assert hit.dataset._fingerprint == miss.dataset._fingerprint
 
 
 values = st.recursive(

@@ -189,7 +189,8 @@ def as_dataset(table: Any, features: Any, fingerprint: str | None = None) -> dat
 
     table = table.replace_schema_metadata(features.arrow_schema.metadata)
     # Without a fingerprint the library hashes the whole table to make one.
-    return Dataset(InMemoryTable(table), info=DatasetInfo(features=features), fingerprint=generate_random_fingerprint())
+    made = fingerprint or generate_random_fingerprint()
+    return Dataset(InMemoryTable(table), info=DatasetInfo(features=features), fingerprint=made)
 
 
 def only(dataset: datasets.Dataset, names: list[str]) -> datasets.Dataset:
