@@ -343,6 +343,8 @@ def test_a_function_scores_answers(tiny, tmp_path):
     (tmp_path / "mine.py").write_text("def half(output, row):\n    return 0.5\n\ndef one(output):\n    return 1\n")
     kind = EvalRegistry.get(f"{tmp_path / 'mine.py'}:half")
     assert BaseEvaluator(*tiny).run(kind(), rows, EvalSettings(max_new_tokens=1)).headline.value == 0.5
+    unnamed = function_kind(lambda output, row: 1.0, "mine.py:always")
+    assert unnamed.name == "always"
     with pytest.raises(ConfigurationError, match="cannot score an answer") as caught:
         EvalRegistry.get(f"{tmp_path / 'mine.py'}:one")
     assert "(output, row)" in caught.value.hint

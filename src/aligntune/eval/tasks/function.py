@@ -93,7 +93,9 @@ def function_kind(function: Score, name: str) -> type[FunctionKind]:
             f"{name} cannot score an answer: {e}",
             hint="write a function of (output, row) that returns a number or None",
         ) from e
-    called = getattr(function, "__name__", name)
+    called = getattr(function, "__name__", "<lambda>")
+    if not called.isidentifier():
+        called = name.rpartition(":")[2]
     about = {
         "__module__": getattr(function, "__module__", __name__),
         "__qualname__": called,
