@@ -93,12 +93,11 @@ def function_kind(function: Score, name: str) -> type[FunctionKind]:
             f"{name} cannot score an answer: {e}",
             hint="write a function of (output, row) that returns a number or None",
         ) from e
-    called = getattr(function, "__name__", "<lambda>")
-    if not called.isidentifier():
-        called = name.rpartition(":")[2]
+    called = getattr(function, "__name__", name)
+    metric = called if called.isidentifier() else name.rpartition(":")[2]  # a lambda has no name
     about = {
         "__module__": getattr(function, "__module__", __name__),
         "__qualname__": called,
         "__doc__": function.__doc__,
     }
-    return type(called, (FunctionKind,), {"function": staticmethod(function), "name": called, **about})
+    return type(called, (FunctionKind,), {"function": staticmethod(function), "name": metric, **about})
