@@ -6,16 +6,19 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import health_streams
 from aligntune.core.config import load_config
+from aligntune.core.resuming import how_to_go_on
 from aligntune.diagnosis import check_environment, diagnose_run
 from aligntune.diagnosis import environment as looking
 from aligntune.errors import ConfigurationError, ValidationError
 from aligntune.utils import ConfigValidator
+from aligntune.utils.checkpoints import seal
 
 
 def folder(path: Path, rows: list[dict[str, Any]], **manifest: Any) -> Path:
@@ -55,7 +58,7 @@ def test_a_healthy_run_has_no_problems(tmp_path: Path) -> None:
             "failed", "RewardError: reward r raised", "mend r",
         ),
         ({"status": "running", "process": {"host": "x", "pid": 2, "created": 1.0}}, "killed", "without a word", "dmesg"),
-        ({"status": "interrupted"}, "interrupted", "stopped by the user", "start again"),
+        ({"status": "interrupted"}, "interrupted", "stopped by the user", "begins again at the first step"),
     ],
 )  # fmt: skip
 def test_how_a_run_ended(tmp_path: Path, manifest: dict[str, Any], status: str, message: str, fix: str) -> None:
@@ -63,6 +66,30 @@ def test_how_a_run_ended(tmp_path: Path, manifest: dict[str, Any], status: str, 
     assert (found.status, found.verdict) == (status, status)
     assert message in found.problems[0].message
     assert fix in found.problems[0].fix
+
+
+def test_how_to_go_on_is_true_of_the_checkpoints_that_are_there(tmp_path: Path) -> None:
+    """Those of an earlier part of the run, whole ones beside damaged ones, and none that is whole."""
+    run = folder(tmp_path / "a", QUIET, status="interrupted")
+    trainer = SimpleNamespace(
+        _run=SimpleNamespace(path=run),
+        state=SimpleNamespace(checkpoint_path=None),
+        stop=SimpleNamespace(reason=""),
+        config=SimpleNamespace(algorithm=SimpleNamespace(progress=lambda config: "")),
+    )
+    assert "begins again at the first step" in how_to_go_on(trainer)
+    (run / "checkpoint-8").mkdir()
+    (run / "checkpoint-8" / "model.safetensors").write_bytes(b"half")
+    for said in (how_to_go_on(trainer), diagnose_run(run).problems[0].fix):
+        assert "no checkpoint in" in said
+        assert "bring one back from a copy" in said
+    (run / "checkpoint-4").mkdir()
+    (run / "checkpoint-4" / "trainer_state.json").write_text('{"global_step": 4}')
+    seal(run / "checkpoint-4", 4)
+    assert how_to_go_on(trainer) == f"go on with the same command and --resume (checkpoint: {run / 'checkpoint-4'})"
+    fix = diagnose_run(run).problems[0].fix
+    assert "go on with the same command and --resume (from step 4; " in fix
+    assert "checkpoint-8 is skipped" in fix
 
 
 def test_a_killed_run_whose_memory_was_full(tmp_path: Path) -> None:

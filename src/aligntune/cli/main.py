@@ -25,6 +25,7 @@ import aligntune
 from aligntune import cli
 from aligntune.cli.console import Group, Settings
 from aligntune.errors import AlignTuneError
+from aligntune.utils.signals import terminable
 
 NOT_COMMANDS = ("main", "console")
 
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; None takes the process's own.
     """
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        with terminable():
+            return _run(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:
         # the reader of our output has gone (`aligntune ... | head`); keep Python from flushing into the closed pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

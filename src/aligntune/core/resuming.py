@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from aligntune.core.durable import LINES
 from aligntune.core.early_stopping import replay
 from aligntune.core.saving import Checkpoint, find_checkpoint
+from aligntune.errors import ConfigurationError
 from aligntune.utils.checkpoints import STAGING, CheckpointManager
 from aligntune.utils.run_folder import read_manifest
 
@@ -66,6 +67,25 @@ def begin(trainer: Trainer, start: Checkpoint | None) -> Checkpoint | None:
         trainer._tell(notes)
     replay(trainer, trainer._run.rewind(start.step, _counts(start)) if start else trainer._run.rewind(-1))
     return start
+
+
+def how_to_go_on(trainer: Trainer) -> str:
+    """A sentence for someone who stopped the run, wherever it was: loading, training, or in its last evaluation."""
+    if trainer._run is None:
+        return "nothing was written; start again with the same command"
+    newest = trainer.state.checkpoint_path
+    if newest is None:
+        if kept := trainer.config.algorithm.progress(trainer.config):
+            return f"go on with the same command and --resume ({kept})"
+        try:
+            found = CheckpointManager(trainer._run.path).latest()  # those of an earlier part of the run
+        except ConfigurationError as error:
+            return f"{error.message}; {error.hint}"
+        if found is None:
+            return "no checkpoint was written; the same command and --resume begins again at the first step"
+        newest = found.path
+    why = f"{trainer.stop.reason}; " if trainer.stop.reason else ""
+    return f"{why}go on with the same command and --resume (checkpoint: {newest})"
 
 
 def _counts(start: Checkpoint) -> dict[str, int] | None:

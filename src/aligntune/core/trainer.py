@@ -37,7 +37,7 @@ from aligntune.core.measuring import evaluate_last, finish_evaluation, prepare_t
 from aligntune.core.pretokenised import taking_tokens
 from aligntune.core.recording import note_end, record_rollouts, warn, write_header, write_held
 from aligntune.core.refreshing import draw_report
-from aligntune.core.resuming import begin, find_start
+from aligntune.core.resuming import begin, find_start, how_to_go_on
 from aligntune.core.room import check_room
 from aligntune.core.rows import write_skipped
 from aligntune.core.saving import Checkpoint
@@ -395,14 +395,7 @@ class Trainer:
     @property
     def resume_hint(self) -> str:
         """How to go on after a stop."""
-        if self._run is None:
-            return "nothing was written; start again with the same command"
-        if self.state.checkpoint_path is None:
-            if kept := self.config.algorithm.progress(self.config):
-                return f"go on with the same command and --resume ({kept})"
-            return f"no checkpoint was written; start again with another output_dir than {self.config.output_dir}"
-        why = f"{self.stop.reason}; " if self.stop.reason else ""
-        return f"{why}go on with the same command and --resume (checkpoint: {self.state.checkpoint_path})"
+        return how_to_go_on(self)
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
         """Measure the model on held-out rows.

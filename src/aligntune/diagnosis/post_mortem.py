@@ -171,13 +171,19 @@ def _first(message: str) -> str:
 
 def _resume(stored: Stored) -> str:
     """How to go on: from the newest checkpoint, or from the beginning."""
-    from aligntune.core.saving import find_checkpoint
+    from aligntune.utils.checkpoints import CheckpointManager
 
     try:
-        found = find_checkpoint(str(stored.path), "latest")
-    except ConfigurationError:
-        return "there is no checkpoint, so start again with another output_dir (train.save_steps writes some)"
-    return f"go on with the same command and --resume (from step {found.step})"
+        found = CheckpointManager(stored.path).latest()
+    except ConfigurationError as error:
+        return f"{error.message}; {error.hint}"
+    if found is None:
+        return (
+            "there is no checkpoint, so the same command and --resume begins again at the first step (Meta-ES: goes on "
+            "with the members that are done); train.save_steps writes checkpoints"
+        )
+    skipped = f"; {'; '.join(found.skipped)}" if found.skipped else ""
+    return f"go on with the same command and --resume (from step {found.step}{skipped})"
 
 
 def _damage(stored: Stored) -> Iterator[Problem]:

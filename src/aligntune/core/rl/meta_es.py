@@ -19,11 +19,8 @@ import json
 import math
 import os
 import shutil
-import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +36,7 @@ from aligntune.core.state import TrainResult
 from aligntune.errors import AlignTuneError, ConfigurationError, TrainingError
 from aligntune.utils.files import rewrite_lines, write_atomic, write_json
 from aligntune.utils.logging import get_logger
+from aligntune.utils.signals import terminable
 
 if TYPE_CHECKING:
     from aligntune.core.trainer import Trainer
@@ -147,7 +145,7 @@ class Search:
         start = MirrorMap.load(p.mirror_path) if p.mirror_path else MirrorMap.random(seed)
         self.theta = start.flat()
         progress = Progress("meta_es: search", mode=self.config.logging.display)
-        with _terminable():
+        with terminable():
             try:
                 for iteration in range(p.iterations):
                     self._iterate(iteration, draw_noise(seed, iteration, p.population // 2, SIZE), progress)
@@ -323,20 +321,3 @@ class Search:
             "steps": result.total_steps,
             "seconds": round(result.training_time, 3),
         }
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM stop the block as Ctrl-C does (in the main thread; elsewhere Python cannot)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
