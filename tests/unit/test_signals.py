@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aligntune.cli.main import main
-from aligntune.utils.signals import terminable
+from aligntune.compare.execution import train_process
+from aligntune.utils.signals import Terminated, terminable
 
 
 def test_sigterm_is_an_interrupt_in_the_block_alone() -> None:
@@ -53,3 +55,28 @@ def test_a_command_that_sigterm_ends_exits_130(
     assert main(["report", "anywhere"]) == 130
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "error: stopped\n")
+
+
+@pytest.mark.parametrize(("raised", "passed_on"), [(Terminated, True), (KeyboardInterrupt, False)])
+def test_a_comparison_passes_sigterm_on_to_its_run(
+    raised: type[KeyboardInterrupt], passed_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in a terminal has reached the run already, and a second signal would keep it from its checkpoint."""
+    told: list[str] = []
+
+    class Run:
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def communicate(self) -> None:
+            raise raised
+
+        def terminate(self) -> None:
+            told.append("terminated")
+
+        def wait(self) -> None:
+            told.append("waited for")
+
+    monkeypatch.setattr("aligntune.compare.execution.subprocess.Popen", Run)
+    with pytest.raises(raised):
+        train_process(tmp_path / "run.yaml", tmp_path / "train.log", begun=False)
+    assert told == ["terminated"] * passed_on + ["waited for"]

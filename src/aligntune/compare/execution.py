@@ -28,6 +28,7 @@ from aligntune.utils.files import disk_errors, write_atomic, write_json
 from aligntune.utils.logging import get_logger
 from aligntune.utils.parent import child_environment
 from aligntune.utils.run_folder import read_manifest
+from aligntune.utils.signals import Terminated
 
 log = get_logger(__name__)
 PLAN, RESULT, PROCESS = "plan.json", "comparison.json", "process.json"
@@ -152,7 +153,9 @@ def train_process(file: Path, printed: Path, begun: bool) -> dict[str, Any]:
         process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log_file, env=environment)
         try:
             out, _ = process.communicate()
-        except KeyboardInterrupt:  # the run gets the signal too, and writes a checkpoint before it ends
+        except KeyboardInterrupt as stop:  # the run gets Ctrl-C too, and writes a checkpoint before it ends
+            if isinstance(stop, Terminated):
+                process.terminate()
             process.wait()
             raise
     seconds = time.monotonic() - start

@@ -20,9 +20,13 @@ from contextlib import contextmanager
 from typing import Any
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which reached this process alone; Ctrl-C in a terminal reaches the programs that it started, too."""
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt in the block (in the main thread; elsewhere Python cannot)."""
+    """Let SIGTERM raise `Terminated` in the block (in the main thread; elsewhere Python cannot)."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
         yield
         return
@@ -30,7 +34,7 @@ def terminable() -> Iterator[None]:
 
     def stop(number: int, frame: Any) -> None:
         if os.getpid() == own:
-            raise KeyboardInterrupt
+            raise Terminated
         signal.signal(number, signal.SIG_DFL)  # a forked worker, which its pool ends by this signal
         os.kill(os.getpid(), number)
 
