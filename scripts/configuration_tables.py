@@ -62,12 +62,20 @@ def _algorithm(name: str, cls: Any, definition: dict[str, Any]) -> str:
 def _table(definition: dict[str, Any]) -> str:
     required = definition.get("required", [])
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
-    for key, entry in definition["properties"].items():
+    properties = definition["properties"]
+    for key in sorted(properties, key=lambda key: key not in required):  # the others stay in their order
+        entry = properties[key]
         if "const" in entry:
             continue
         default = "required" if key in required else f"`{_yaml(entry.get('default'))}`" if "default" in entry else ""
-        rows.append(f"| `{key}` | {_type(entry)} | {default} | {entry['description'].replace('|', chr(92) + '|')} |")
+        rows.append(f"| `{key}` | {_type(entry)} | {default} | {_meaning(entry['description'])} |")
     return "\n".join(rows)
+
+
+def _meaning(description: str) -> str:
+    """A docstring for a cell: one line, with YAML's word for None."""
+    text = " ".join(description.split()).replace("|", "&#124;")
+    return re.sub(r"`?\bNone\b`?", "`null`", text)
 
 
 def _type(entry: dict[str, Any]) -> str:
@@ -82,7 +90,7 @@ def _type(entry: dict[str, Any]) -> str:
     if entry.get("type") == "array":
         return f"list of {_type(entry['items'])}"
     name = {"object": "mapping", "integer": "whole number", "boolean": "true, false"}.get(entry["type"], entry["type"])
-    limits = [f"{sign} {entry[key]:g}" for key, sign in LIMITS.items() if key in entry]
+    limits = [f"{sign} {_yaml(entry[key])}" for key, sign in LIMITS.items() if key in entry]
     return " ".join([name, *limits])
 
 

@@ -35,7 +35,7 @@ KEYS_OF = {
 
 def cell(text: Any) -> str:
     """Text for a cell of a table: one line, without marks that Markdown would read."""
-    return plain(" ".join(str(text).split())).replace("|", "\\|")
+    return plain(" ".join(str(text).split())).replace("|", "&#124;")
 
 
 def plain(text: str) -> str:

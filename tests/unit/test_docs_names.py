@@ -57,6 +57,19 @@ def test_links_lead_somewhere(page: str) -> None:
     assert broken == []
 
 
+def test_rows_of_tables_are_whole() -> None:
+    """A cell with a line break would end its table; a bar in a cell is `&#124;`, which all readers of Markdown show."""
+    broken = []
+    for page in PAGES:
+        above = 0
+        for line in prose(page).splitlines():
+            cells = line.count("|") if line.startswith("|") else 0
+            if above and line.strip() and cells != above and not line.startswith("<!--"):
+                broken.append(f"{page}: {line[:60]}")
+            above = cells
+    assert broken == []
+
+
 def test_the_site_links_to_pages_of_its_own_alone() -> None:
     """A link out of docs/ works in the repository and not in the site."""
     outside = [
