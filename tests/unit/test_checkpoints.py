@@ -131,6 +131,22 @@ def test_rotation_keeps_the_newest_whole_ones_and_the_best(tmp_path: Path) -> No
     assert steps(tmp_path) == [7]
 
 
+def test_what_rotation_was_removing_is_not_told_as_damage(tmp_path: Path) -> None:
+    """Killed while it removed checkpoint-1; a part that is newer than the whole ones is told."""
+    manager = CheckpointManager(tmp_path)
+    for step in (1, 2, 4):
+        write(manager, step)
+    for name in (MARKER, "trainer_state.json"):
+        (tmp_path / "checkpoint-1" / name).unlink()
+    assert manager.latest().skipped == ()
+    for name in (MARKER, "trainer_state.json"):
+        (tmp_path / "checkpoint-4" / name).unlink()
+    found = manager.latest()
+    assert found.step == 2
+    (told,) = found.skipped
+    assert told.startswith(f"{tmp_path / 'checkpoint-4'} is skipped: it was not written to its end")
+
+
 def test_a_commit_that_was_cut_short_is_ended(tmp_path: Path) -> None:
     """Killed between the seal and the rename: the sealed folder is the newest checkpoint."""
     manager = CheckpointManager(tmp_path)

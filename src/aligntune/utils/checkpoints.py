@@ -268,7 +268,8 @@ class CheckpointManager:
         for path in sorted(set(found) - set(unread), key=lambda p: step_of(p) or 0, reverse=True):
             why = fault(path)
             if why is None:
-                return Checkpoint(str(path), step_of(path) or 0, tuple(skipped))
+                newer = [sentence for sentence in skipped if not sentence.startswith(_removed(path, unread))]
+                return Checkpoint(str(path), step_of(path) or 0, tuple(newer))
             if path.parent.name != STAGING:
                 skipped.append(f"{path} is skipped: {why}")
         if skipped:
@@ -318,6 +319,17 @@ class CheckpointManager:
         if chosen is not None and (Path(chosen.path) == path or path in Path(chosen.path).parents):
             return True
         return path.name.startswith("round-") and step_of(path) is None
+
+
+def _removed(chosen: Path, parts: Collection[Path]) -> tuple[str, ...]:
+    """How sentences about older parts beside `chosen` begin: rotation was removing them when the run was killed."""
+    own = NAME.fullmatch(chosen.name)
+    older = [
+        part
+        for part in parts
+        if own and part.parent == chosen.parent and (m := NAME.fullmatch(part.name)) and int(m[1]) < int(own[1])
+    ]
+    return tuple(f"{part} is skipped" for part in older)
 
 
 def _marker(step: Any, files: dict[str, Any]) -> bytes:
