@@ -92,6 +92,19 @@ def test_how_to_go_on_is_true_of_the_checkpoints_that_are_there(tmp_path: Path) 
     assert "checkpoint-8 is skipped" in fix
 
 
+def test_a_damaged_manifest_and_configuration_are_told(tmp_path: Path) -> None:
+    """The log is read all the same, and the exit code is that of something grave."""
+    run = folder(tmp_path / "a", QUIET)
+    (run / "config.resolved.yaml").write_text("train: [")
+    (found,) = diagnose_run(run).problems
+    assert (found.severity, found.message) == ("warning", "config.resolved.yaml cannot be read")
+    (run / "manifest.json").write_bytes((run / "manifest.json").read_bytes()[:-9])
+    mortem = diagnose_run(run)
+    assert (mortem.status, mortem.step, mortem.failed) == ("unknown", 30, True)
+    assert mortem.problems[0].message.startswith("manifest.json is damaged, so nobody can tell how it ended")
+    assert [p.message for p in mortem.problems[1:]] == ["config.resolved.yaml cannot be read"]
+
+
 def test_a_killed_run_whose_memory_was_full(tmp_path: Path) -> None:
     path = folder(tmp_path / "a", QUIET, status="running", process={"host": "x", "pid": 2, "created": 1.0})
     event = {"step": 9, "rule": "memory", "severity": "warning", "message": "m", "advice": "a", "value": 1, "limit": 1}
@@ -121,7 +134,7 @@ def test_damaged_lines_are_counted(tmp_path: Path, cli: Callable[..., Any]) -> N
     (path / "config.resolved.yaml").write_text("a: [")
     assert cli("diagnose", "run", path, "--json").code == 0
     (path / "manifest.json").write_text("{")
-    assert cli("diagnose", "run", path).code == 2
+    assert cli("diagnose", "run", path).code == 1
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -337,6 +338,20 @@ def test_a_report_that_cannot_be_written_is_our_error(tmp_path: Path, monkeypatc
     monkeypatch.setattr("aligntune.utils.files.os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(ConfigurationError, match="no space left"):
         build_report(run.path)
+
+
+def test_where_a_report_may_be_written(tmp_path: Path) -> None:
+    """Missing folders are made; a folder, a device or a place below a file is refused, and stays as it is."""
+    run = make_run(tmp_path / "r", [{"step": 1, "loss": 1.0}]).path
+    out = tmp_path / "new" / "folder" / "r.html"
+    assert build_report(run, out) == out
+    assert out.is_file()
+    for place, said in ((tmp_path, "is no file that can be replaced"), (out / "below.html", "r.html is a file")):
+        with pytest.raises(ConfigurationError, match=said):
+            build_report(run, place)
+    with pytest.raises(ConfigurationError, match="is no file that can be replaced"):
+        build_report(run, os.devnull)
+    assert not os.path.isfile(os.devnull)
 
 
 def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:

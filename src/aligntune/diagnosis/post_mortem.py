@@ -21,7 +21,7 @@ from aligntune.diagnosis.stored import Stored, read_stored
 from aligntune.errors import ConfigurationError
 from aligntune.utils.health import Event, TrainingDiagnostics
 from aligntune.utils.health.summary import OUTSIDE
-from aligntune.utils.run_folder import METRICS
+from aligntune.utils.run_folder import CONFIG, MANIFEST, METRICS
 
 GRAVITY = ("error", "warning", "note")
 OOM = re.compile(r"out of memory|OutOfMemory|can't allocate memory|DefaultCPUAllocator", re.IGNORECASE)
@@ -98,9 +98,8 @@ def diagnose_run(path: str | os.PathLike[str]) -> PostMortem:
 
     Raises:
         ValidationError: it is not a run folder.
-        ConfigurationError: its manifest is damaged.
     """
-    stored = read_stored(path)
+    stored = read_stored(path, strict=False)
     status, health = _status(stored), _health(stored)
     step = max((row["step"] for row in stored.metrics if isinstance(row.get("step"), int)), default=0)
     problems = [*_ending(stored, status, step), *_damage(stored), *_events(health), *_notes(stored)]
@@ -145,6 +144,14 @@ def _ending(stored: Stored, status: str, step: int) -> Iterator[Problem]:
         yield Problem("warning", f"it was stopped by the user or by a signal after step {step}", resume)
     elif status == "failed":
         yield _failure(stored.manifest.get("error") or {}, resume)
+    elif MANIFEST in stored.damaged:
+        yield Problem(
+            "error",
+            f"{MANIFEST} is damaged, so nobody can tell how it ended; a run replaces it whole, so the disk or another "
+            "program did that",
+            "bring it back from a copy; without it the run cannot go on, but its models are there: set "
+            "model.name_or_path to its folder or to a checkpoint",
+        )
     elif status == "unknown":
         yield Problem("warning", "there is no manifest.json, so nobody can tell how it ended", "look at metrics.jsonl")
     if status in ("failed", "killed", "interrupted") and not stored.metrics:
@@ -187,7 +194,11 @@ def _resume(stored: Stored) -> str:
 
 
 def _damage(stored: Stored) -> Iterator[Problem]:
+    if CONFIG in stored.damaged:
+        yield Problem("warning", f"{CONFIG} cannot be read", f"{MANIFEST} holds the configuration, too")
     for name, count in stored.damaged.items():
+        if name in (CONFIG, MANIFEST):
+            continue
         yield Problem("warning", f"{count} lines of {name} are damaged", f"remove them from {Path(stored.path) / name}")
     if stored.status == "finished" and not stored.metrics:
         yield Problem("warning", f"it finished and has no {METRICS}", "nothing can be said about how it went")

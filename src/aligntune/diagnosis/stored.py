@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aligntune.errors import ValidationError
-from aligntune.utils.run_folder import CONFIG, EVENTS, METRICS, ORDER, read_manifest
+from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.utils.run_folder import CONFIG, EVENTS, MANIFEST, METRICS, ORDER, read_manifest
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Stored:
         manifest: `manifest.json`; empty where there is none.
         config: `config.resolved.yaml` as plain values; empty where there is none.
         metrics: rows of `metrics.jsonl`; `order` and `events` likewise.
-        damaged: file name to the number of lines that are no JSON objects.
+        damaged: file name to the number of lines that are no JSON objects; 1 for another file that cannot be read.
     """
 
     path: Path
@@ -43,8 +43,12 @@ class Stored:
         return str(self.manifest.get("status", "unknown"))
 
 
-def read_stored(path: str | os.PathLike[str]) -> Stored:
+def read_stored(path: str | os.PathLike[str], *, strict: bool = True) -> Stored:
     """Read a run folder.
+
+    Args:
+        path: the folder.
+        strict: a damaged manifest is an error; else it counts among what is damaged.
 
     Raises:
         ValidationError: there is no such folder, or it is not a run's.
@@ -53,12 +57,17 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
     import yaml
 
     folder = Path(os.path.abspath(os.path.expanduser(path)))
-    manifest = read_manifest(folder)
+    damaged: dict[str, int] = {}
+    try:
+        manifest = read_manifest(folder)
+    except ConfigurationError:
+        if strict:
+            raise
+        manifest, damaged[MANIFEST] = {}, 1
     if manifest is None and not (folder / METRICS).is_file():
         raise ValidationError(
             f"{path} is not a run folder (no manifest.json, no {METRICS})", hint="give the output_dir of a run"
         )
-    damaged: dict[str, int] = {}
     lines = {name: _lines(folder / name, damaged) for name in (METRICS, ORDER, EVENTS)}
     config: Any = {}
     if (folder / CONFIG).is_file():

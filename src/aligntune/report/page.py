@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from aligntune.errors import ConfigurationError
 from aligntune.report import numbers
-from aligntune.utils.files import write_atomic
+from aligntune.utils.files import disk_errors, write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 6_000_000
@@ -62,8 +63,7 @@ def render_page(template: str, **values: Any) -> str:
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Render and write the page, atomically; return its path. A lone surrogate becomes its escape."""
-    write_atomic(path, _bytes(render_page(template, **values)))
-    return path
+    return _write(path, _bytes(render_page(template, **values)))
 
 
 def write_fitting(path: Path, template: str, values: Callable[[int], dict[str, Any]], budget: int) -> Path:
@@ -78,9 +78,21 @@ def write_fitting(path: Path, template: str, values: Callable[[int], dict[str, A
     while True:
         page = _bytes(render_page(template, **values(budget)))
         if len(page) <= MOST_BYTES or budget == 0:
-            write_atomic(path, page)
-            return path
+            return _write(path, page)
         budget = max(0, budget - (len(page) - MOST_BYTES) - 100_000)
+
+
+def _write(path: Path, page: bytes) -> Path:
+    """Write a page, and the folders above it that are not there."""
+    try:
+        with disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, page)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"{path.parent} is a file, so no page can be written into it", hint="write the page to another folder"
+        ) from error
+    return path
 
 
 def _bytes(page: str) -> bytes:

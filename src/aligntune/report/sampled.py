@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aligntune.utils.rollouts import parts
+from aligntune.utils.rollouts import part_columns, parts, read_part
 from aligntune.utils.run_folder import ROLLOUTS
 
 NEEDED = frozenset({"step", "prompt", "completion", "reward"})
@@ -40,12 +40,11 @@ class Sampled:
         if not stored:
             return cls()
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         where: dict[int, list[Path]] = {}
         for part in stored:
-            if set(pq.read_schema(part).names) >= NEEDED:
-                for step in pc.unique(pq.read_table(part, columns=["step"])["step"]).to_pylist():
+            if set(part_columns(part)) >= NEEDED:
+                for step in pc.unique(read_part(part, ["step"])["step"]).to_pylist():
                     if step is not None:
                         where.setdefault(int(step), []).append(part)
         return cls(where)
@@ -57,13 +56,10 @@ class Sampled:
 
     def at(self, step: int) -> list[dict[str, Any]]:
         """The rows of a step, in the order of sampling; none for a step without rows."""
-        import pyarrow.parquet as pq
-
         rows: list[dict[str, Any]] = []
         for part in self.where.get(step, []):
-            names = pq.read_schema(part).names
-            wanted = [name for name in names if name in NEEDED or name.startswith(COMPONENT)]
-            rows += pq.read_table(part, columns=wanted, filters=[("step", "=", step)]).to_pylist()
+            wanted = [name for name in part_columns(part) if name in NEEDED or name.startswith(COMPONENT)]
+            rows += read_part(part, wanted, step).to_pylist()
         return rows
 
 

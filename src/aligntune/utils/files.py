@@ -98,8 +98,11 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
         data: its content, or parts of it that are made as they are written.
 
     Raises:
-        ConfigurationError: the disk is full or writing is not permitted; the old content stays.
+        ConfigurationError: the disk is full, writing is not permitted, or `path` is a folder or a device; what was
+            there stays.
     """
+    if path.exists() and not path.is_file():  # a device would be replaced by a file where one may do that
+        raise ConfigurationError(f"{path} is no file that can be replaced", hint="give the name of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path.parent):
         try:
