@@ -107,7 +107,10 @@ def data(settings: Settings) -> dict[str, Path]:
     rows["text"] = [{"text": text} for text in texts]
     rows["chat"] = [{"messages": r["prompt"] + r["completion"]} for r in rows["sft"]]
     rows["labels"] = [{"text": t, "label": "long" if len(t) > 24 else "short"} for t in texts]
-    rows["tags"] = [{"tokens": list(t[:12]), "tags": ["digit" if c.isdigit() else "O" for c in t[:12]]} for t in texts]
+    rows["tags"] = [
+        {"tokens": list(t), "tags": ["digit" if c.isdigit() else "O" for c in t]}
+        for t in ("".join(text.split())[:12] for text in texts)
+    ]
     repeats = 4 if settings.tiny else 130
     rows["long"] = [{"text": (t + " ") * repeats} for t in texts[: 200 if settings.tiny else 2000]]
     for kind, file in files.items():

@@ -104,6 +104,7 @@ class UnslothBackend(Backend):
                 settle_quantized(model, m.quantization)
             if peft is not None:
                 model = fast.get_peft_model(model, **adapting)
+        settle_precision(precision)
         notes = prepare_tokenizer(tokenizer, m, training=True)
         for settings in (model.config, model.generation_config):
             settings.pad_token_id = tokenizer.pad_token_id
@@ -143,6 +144,18 @@ def _refuse_versions() -> None:
             f"run `{BACKENDS['unsloth'].install}`, or set `backend: trl`",
             context={"conflicts": problems},
         )
+
+
+def settle_precision(precision: str) -> None:
+    """Keep fp32 from becoming bf16: without both flags the rewritten trainers switch mixed precision on.
+
+    They leave the flags alone where this variable says that no weights are mixed. `from_pretrained` sets it anew.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16".
+    """
+    if precision == "fp32":
+        os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"
 
 
 def on_cpu() -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 
 from aligntune.algorithms.plugin import Plugin
 from aligntune.core.rl.held import ROW, Held
+from aligntune.core.rl.packed import aligned, packed, repacks
 from aligntune.errors import TrainingError
 
 STATE = "aligntune_state"
@@ -110,6 +111,7 @@ def layered(base: type) -> type:
 
         plugin: Plugin
         beta: float
+        moves_padding = repacks(base)
 
         def attach(self, plugin: Plugin, config: Any, backend: Any) -> None:
             """Connect the plugin; called once, after construction."""
@@ -167,6 +169,8 @@ def layered(base: type) -> type:
         def _sampled(self, inputs: Any) -> Any:
             """Completions of the library, with the numbers of their stored rows."""
             out = super()._generate_and_score_completions(inputs)
+            if self.moves_padding:
+                out = aligned(out, self.processing_class.pad_token_id)
             numbers = self.held.latest(len(inputs))
             if numbers is not None:
                 out[ROW] = torch.tensor(numbers, device=out["completion_ids"].device)
@@ -222,8 +226,9 @@ def layered(base: type) -> type:
             self._in_loss, self._policy_logps = True, None
             if self.plugin.loss_beta is not None:
                 self.beta = self.plugin.loss_beta
+            given = packed(inputs, self.processing_class.pad_token_id) if self.moves_padding else inputs
             try:
-                loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                loss = super().compute_loss(model, given, return_outputs, num_items_in_batch)
             finally:
                 self.beta, self._in_loss = kept, False
             self._settle(inputs)
