@@ -407,7 +407,7 @@ def sent(folder: Path, **changes: Any) -> dict[str, Any]:
 def test_what_is_sent(tmp_path: Path) -> None:
     values = sent(tmp_path, train__gradient_accumulation_steps=2, algo__num_mini_batches=3, algo__kl_coef=0.1)
     expected = {
-        "beta": 0.1, "epsilon": 0.2, "epsilon_high": None, "loss_type": "dapo", "num_generations": 1,
+        "beta": 0.1, "epsilon": 0.2, "epsilon_high": 0.2, "loss_type": "dapo", "num_generations": 1,
         "num_iterations": 4, "steps_per_generation": 6, "disable_dropout": True, "scale_rewards": "none",
         "importance_sampling_level": "token", "learning_rate": 1e-3,
     }  # fmt: skip

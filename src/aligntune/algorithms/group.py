@@ -134,10 +134,11 @@ class GroupPolicy(AlgorithmParams):
     def arguments(self, config: Any) -> dict[str, Any]:
         g, own = config.generation, to_plain(self)
         steps, _ = self.schedule(config)
+        policy = {**NEUTRAL, **self.fixed, **{name: own[name] for name in NEUTRAL if name in own}}
+        if policy["epsilon_high"] is None:  # TRL takes `epsilon`, and Unsloth 0.28 with some losses
+            policy["epsilon_high"] = policy["epsilon"]
         return {
-            **NEUTRAL,
-            **self.fixed,
-            **{name: own[name] for name in NEUTRAL if name in own},
+            **policy,
             "steps_per_generation": steps,
             "multi_objective_aggregation": own.get("reward_aggregation", "sum_then_normalize"),
             "reward_weights": [r.weight for r in config.rewards] if self.splits_rewards else None,
