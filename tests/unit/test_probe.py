@@ -14,6 +14,7 @@ from aligntune.compare.probe_bare import bare_refusal
 from aligntune.compare.probe_verdict import TOLERANCES, Pair, Quantity, compare_sides
 from aligntune.compare.probe_worker import measure
 from aligntune.core.config import load_config
+from aligntune.core.config.io import effective
 from aligntune.errors import ConfigurationError, EnvironmentError, TrainingError
 from probing import Measured, sides
 
@@ -164,6 +165,16 @@ def test_what_no_bare_library_has_is_said(tiny_model: Path, tmp_path: Path) -> N
     gbmpo = {"name": "gbmpo", "num_generations": 4}
     assert "own" in str(refused("grpo", algo=gbmpo))
     assert "reference" in str(refused("dpo", algo__reference=str(tiny_model)))
+
+
+def test_distillation_is_probed_without_the_sampling_that_it_leaves_out(tiny_model: Path, tmp_path: Path) -> None:
+    raw = runs.plain("sft", tiny_model, tmp_path)
+    rows, _ = raw.pop("dataset"), raw.pop("task")
+    algo = {"name": "gkd", "teacher": str(tiny_model), "lmbda": 0.5}
+    raw |= {"datasets": [rows], "algo": algo, "generation": {"max_completion_length": 24}}
+    prepared, notes = prepared_config(load_config(raw))
+    assert load_config(effective(prepared)).algorithm.lmbda == 0.0  # type: ignore[attr-defined]
+    assert "nothing is sampled" in notes[0]
 
 
 def test_a_probe_that_cannot_be_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

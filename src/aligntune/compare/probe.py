@@ -152,6 +152,8 @@ def prepared_config(config: RunConfig) -> tuple[RunConfig, list[str]]:
         optimizer="adamw_torch" if "8bit" in optimizer else optimizer,
     )
     changes: dict[str, Any] = {"algo" if config.kind == "rl" else "task": params}
+    if params.key == "gkd":
+        changes["generation"] = type(config.generation)()  # type: ignore[attr-defined]
     changed = replace(
         config,
         **changes,
