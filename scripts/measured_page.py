@@ -99,7 +99,7 @@ def costs() -> Iterator[Row]:
         for name, entry in read(file)["algorithms"].items():
             ratio = entry["median_ratio"]
             shown = f"processor time {ratio['cpu']:.2f}, wall {ratio['wall']:.2f}, peak memory {ratio['peak_mib']:.2f}"
-            what = f"{name}{when}, {entry['steps']} steps, {len(entry['pairs'])} pairs, against bare TRL (ratio, median)"
+            what = f"{name}{when}, {entry['steps']} steps, {len(entry['pairs'])} pairs, against bare TRL (median)"
             yield what, shown, file
     live = read("live")
     shown = f"{100 * live['share_of_time']:.1f}% of the time; {live['drawing_ms']:.1f} ms of processor time a drawing"
