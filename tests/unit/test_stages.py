@@ -19,6 +19,7 @@ from aligntune.errors import AlignTuneError, ConfigurationError, EnvironmentErro
 from aligntune.stages import load_stages, make_plan, run_stages
 from aligntune.stages.estimate import estimates, origin, totals
 from aligntune.stages.execution import Execution
+from aligntune.stages.kinds import KINDS
 from aligntune.stages.process import Ended
 from aligntune.stages.record import changes, identity, read_record
 from aligntune.stages.references import find, resolve
@@ -406,6 +407,11 @@ def test_folders_without_numbers(file: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "out" / "replaced" / "1").iterdir()) == ["dpo", "pairs"]
     renamed = changed(file, lambda raw: raw["stages"][3].update(name="replaced"))
     assert "is where stages that were made again are kept" in refused(renamed, "numbered=false")
+
+
+def test_one_model_is_called_as_its_folder(tmp_path: Path) -> None:
+    for path, name in ((str(tmp_path / "02-sft"), "02-sft"), ("org/model", "org/model")):
+        assert list(KINDS["evaluate"]({"model": {"name_or_path": path}}, tmp_path).configs()) == [name]  # type: ignore[attr-defined]
 
 
 def test_a_stage_never_takes_the_folder_of_other_files(file: Path, tmp_path: Path) -> None:

@@ -321,7 +321,8 @@ class Evaluate(StageKind):
         """Name of each model to its evaluation, with the output folder."""
         several, raw = self._parts()
         if not several.models:
-            name = str((raw.get("model") or {}).get("name_or_path", "model"))
+            path = Path(str((raw.get("model") or {}).get("name_or_path", "model")))
+            name = path.name if path.is_absolute() else str(path)  # a hub id keeps its owner
             return {name: {**raw, "output_dir": str(self.folder)}}
         return {
             name: {
