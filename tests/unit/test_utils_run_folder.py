@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from aligntune.errors import ConfigurationError, ValidationError
+from aligntune.report.sampled import Sampled
 from aligntune.utils.files import append_line, disk_errors, jsonable, number, read_lines, write_atomic
-from aligntune.utils.rollouts import RolloutWriter, parts, read_rollouts
+from aligntune.utils.rollouts import RolloutWriter, parts, read_rollouts, rewind_rollouts
 from aligntune.utils.run_folder import RunFolder, read_manifest
 
 
@@ -264,6 +265,19 @@ def test_rewind_by_the_lines_that_a_checkpoint_knew(tmp_path: Path) -> None:
     assert read_lines(run.path / "evaluations.jsonl") == []
     assert len(read_lines(run.path / "metrics.jsonl")) == 2
     assert run.rewind(-1) == []  # from the beginning: the evaluation of the starting model is made again
+
+
+def test_a_damaged_part_is_told_by_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "rollouts"
+    writer = RolloutWriter(folder)
+    writer.append([{"step": 1, "prompt": "a", "completion": "b", "reward": 1.0}])
+    writer.flush()
+    whole = parts(folder)[0].read_bytes()
+    (folder / "part-00001.parquet").write_bytes(whole[: len(whole) // 2])
+    for look in (read_rollouts, lambda run: rewind_rollouts(run / "rollouts", 9), Sampled.of):
+        with pytest.raises(ValidationError, match=r"part-00001\.parquet cannot be read") as caught:
+            look(tmp_path)
+        assert "move it out of the folder" in caught.value.hint
 
 
 def test_rollouts_are_written_in_parts_and_read_as_one_table(tmp_path: Path) -> None:

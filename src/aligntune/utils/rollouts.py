@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligntune.errors import ValidationError
 from aligntune.utils.files import disk_errors, jsonable
 
 if TYPE_CHECKING:
@@ -74,15 +76,55 @@ def parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-[0-9]*.parquet"))
 
 
+@contextmanager
+def _whole(part: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValidationError(
+            f"{part} cannot be read: {error}", hint="move it out of the folder; the other parts do not need it"
+        ) from error
+
+
+def read_part(part: Path, columns: list[str] | None = None, step: int | None = None) -> pyarrow.Table:
+    """The rows of one part.
+
+    Args:
+        part: the file.
+        columns: names; None takes all.
+        step: the rows of this step alone.
+
+    Raises:
+        ValidationError: the file is damaged.
+    """
+    import pyarrow.parquet as pq
+
+    with _whole(part):
+        return pq.read_table(part, columns=columns, filters=None if step is None else [("step", "=", step)])
+
+
+def part_columns(part: Path) -> list[str]:
+    """The names of a part's columns.
+
+    Raises:
+        ValidationError: the file is damaged.
+    """
+    import pyarrow.parquet as pq
+
+    with _whole(part):
+        return list(pq.read_schema(part).names)
+
+
 def read_rollouts(run_dir: str | os.PathLike[str]) -> pyarrow.Table:
     """All rollouts of a run as one table, in the order of sampling; no rows and no columns if there are none.
 
     A column that some parts lack is null there.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    tables = [pq.read_table(part) for part in parts(Path(run_dir) / "rollouts")]
+    tables = [read_part(part) for part in parts(Path(run_dir) / "rollouts")]
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 
@@ -92,10 +134,9 @@ def rewind_rollouts(folder: Path, step: int) -> None:
     if not found:
         return
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     for part in found:
-        table = pq.read_table(part)
+        table = read_part(part)
         if "step" not in table.column_names:
             continue
         kept = table.filter(pc.less_equal(table["step"], step))
