@@ -15,7 +15,7 @@ from typing import Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.core.config import DatasetConfig
-from aligntune.data.formats import FORMATS, make_plan
+from aligntune.data.formats import make_plan
 from aligntune.data.manager import DataManager, preset_of
 from aligntune.data.rows import Rows
 from aligntune.errors import AlignTuneError
@@ -99,8 +99,3 @@ def _key(value: Any) -> Any:
 def _shown(value: Any) -> Any:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
-
-
-def format_names() -> list[str]:
-    """The formats in order of precedence."""
-    return list(FORMATS)

@@ -178,23 +178,6 @@ def _inversions(codes: list[int]) -> int:
     return found
 
 
-def clustered_mean(values: Floats, group: Integers, confidence: float = 0.95) -> Estimate | None:
-    """The mean over groups of the groups' means, with Student's t interval; None without any value.
-
-    Completions of one prompt resemble each other, so a group counts once.
-    """
-    import numpy as np
-
-    from aligntune.eval.stats import mean_interval
-
-    means = group_means(values, group)
-    means = means[~np.isnan(means)]
-    if not len(means):
-        return None
-    found = mean_interval(means.tolist(), confidence)
-    return Estimate(found.estimate, found.low, found.high, found.n)
-
-
 def difference(a: Floats, b: Floats, confidence: float) -> Estimate | None:
     """mean(b) - mean(a) of two independent samples, with Welch's interval; None for fewer than two values of either."""
     from aligntune.eval.stats import t_quantile
