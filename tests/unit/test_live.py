@@ -111,6 +111,9 @@ def test_a_policy_run_shows_its_numbers(terminal: Terminal) -> None:
     ):  # fmt: skip
         assert part in shown, part
     assert all(len(line) <= 79 for line in text)
+    assert any(line.endswith("lowest 0.005, highest 0.6") for line in text)
+    seen.trend["reward"].append(-0.123456)
+    assert any(line.endswith("lowest -0.123, highest 0.6") for line in plain(frame(seen, terminal)[0]))
     assert widths[1] == 79
 
 

@@ -1,12 +1,15 @@
 """What a person sees of a run while it goes on: on a terminal a few lines that move, elsewhere a line now and then.
 
-    grpo on trl  runs/gsm8k                                     step 120 of 300, 12:04 left
-    ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━╺━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
-    reward  0.412        kl  0.0123         entropy  1.20        length  120.5
-    reward  ▁▂▂▃▃▄▅▅▆▇  0.05 to 0.412
-    2.1 s a step         1,240 tokens/s     memory  3.2 GB       GPU  31.2 GB
-    answer of step 119, reward 1: What is 3 + 4?  ->  3 + 4 = 7 ...
-    health: nothing told
+    grpo on trl  runs/gsm8k                              step 120 of 300, 6:18 left
+    ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━───────────────────────────────────────────────
+    reward 0.41             kl 0.0123               entropy 1.2
+    length 120
+    reward ▁▁▁▁▂▂▂▂▂▂▃▃▃▃▃▃▄▄▄▄▄▄▅▅▅▅▅▅▆▆▆▆▆▆▇▇▇▇▇█████  lowest 0.053, highest 0.41
+    seconds a step 2.1      tokens a second 1,240   memory 3.20 GB
+    GPU, peak 31.20 GB
+    answer of step 119, reward 1  What is 3 + 4?
+      3 + 4 = 7 ...
+    health: step 80: entropy collapse (entropy_low)
 
 The numbers are those of `metrics.jsonl`, in the moment in which they are written there. Drawing takes at most 1% of
 the time: after a drawing of 3 ms comes none for 0.3 s, and never more than four a second. What models wrote is shown

@@ -153,9 +153,10 @@ def _trend(seen: Seen, width: int, unicode: bool) -> list[Text]:
     if name is None or len(seen.trend[name]) < 4:
         return []
     values = list(seen.trend[name])
-    room = max(min(width - len(name) - 28, 60), 8)
+    ends = f"  lowest {number(min(values))}, highest {number(max(values))}"
+    room = max(min(width - len(name) - 1 - len(ends), 60), 8)
     text = Text().append(f"{name} ", style="dim").append(curve(values, room, unicode), style="cyan")
-    return [text.append(f"  lowest {number(min(values))}, highest {number(max(values))}", style="dim")]
+    return [text.append(ends, style="dim")]
 
 
 def curve(values: Sequence[float], room: int, unicode: bool = True) -> str:
