@@ -136,7 +136,8 @@ def costs() -> Iterator[Row]:
 def trust() -> Iterator[Row]:
     """What is right, and how often a verdict is wrong."""
     kill = [case for case in read("kill")["cases"] if "kills" in case]
-    what = f"runs killed and resumed ({', '.join(dict.fromkeys(c['name'] for c in kill))}): differing from the run never killed"
+    names = ", ".join(dict.fromkeys(case["name"] for case in kill))
+    what = f"runs killed and resumed ({names}): differing from the run never killed"
     yield what, f"{sum(c['faults'] for c in kill)} of {sum(c['kills'] for c in kill)} kills", "kill"
     ratios = [case["ratio"] for case in read("memory")["cases"].values()]
     what = f"estimated against measured memory on the CPU, {len(ratios)} cases of SFT, DPO, reward models, GRPO (ratio)"
