@@ -231,6 +231,21 @@ def test_a_run_whose_report_cannot_be_drawn_is_finished(
     assert "drawing report.html failed (KeyError: 'x'); the run goes on without it" in manifest["notes"]
 
 
+def test_a_signal_while_the_report_is_drawn_leaves_the_run_finished(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(run: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(refreshing, "_draw", stop)
+    trainer = runs.trainer("sft", tiny_model, tmp_path, train={"max_steps": 1})
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert (trainer.state.status, manifest["status"]) == ("finished", "finished")
+    assert trainer.resume_hint == f"the run is finished, and its model is in {tmp_path / 'out'}"
+
+
 def test_an_interrupt_is_not_survived() -> None:
     def stop() -> None:
         raise KeyboardInterrupt

@@ -172,7 +172,9 @@ def note_end(run: Trainer, error: BaseException | None) -> None:
     write_held(run)
     if any(source.streaming for source in run.config.sources):  # known only now
         write_skipped(run)
-    if isinstance(error, KeyboardInterrupt):
+    if run.state.status == "finished" and run._run.status == "finished":
+        pass  # what came after it, such as a signal while the report is drawn, takes nothing back
+    elif isinstance(error, KeyboardInterrupt):
         run.state.status = "interrupted"
         run._run.mark_interrupted()
     elif error is not None:

@@ -73,6 +73,8 @@ def how_to_go_on(trainer: Trainer) -> str:
     """A sentence for someone who stopped the run, wherever it was: loading, training, or in its last evaluation."""
     if trainer._run is None:
         return "nothing was written; start again with the same command"
+    if trainer.state.status == "finished":
+        return f"the run is finished, and its model is in {trainer._run.path}"
     newest = trainer.state.checkpoint_path
     if newest is None:
         if kept := trainer.config.algorithm.progress(trainer.config):
