@@ -58,7 +58,7 @@ def check_vllm(config: ModelConfig) -> None:
     if find_source(config.name_or_path, config.revision).adapter is not None:
         raise errors.ConfigurationError(
             f"model.name_or_path: {config.name_or_path} is an adapter, and engine vllm reads whole models",
-            hint="merge it into its base first (PEFT's merge_and_unload, save_pretrained), or remove engine",
+            hint="merge it into its base first (save_merged of the trainer that made it), or remove engine",
         )
 
 
