@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aligntune.data.tokens import common_prefix
 from aligntune.errors import ValidationError
 from aligntune.eval.generation import Prompt, context_length, evaluating
 from aligntune.utils.logging import get_logger
@@ -241,7 +242,7 @@ def _prompt_completion(tokenizer: Any, prompt: Prompt, completion: Prompt, tools
     else:
         prompt_ids = _templated(tokenizer, prompt, tools, add_generation_prompt=True)
         ids = _templated(tokenizer, prompt + completion, tools)
-    start = _common_prefix(prompt_ids, ids)
+    start = common_prefix(prompt_ids, ids)
     return Encoded(ids, [i >= start for i in range(len(ids))])
 
 
@@ -309,7 +310,3 @@ def _ended(tokenizer: Any, text: str) -> str:
     """The text with the end-of-sequence token, as TRL trains on plain text; a tokenizer without one adds nothing."""
     end = tokenizer.eos_token
     return text if not end or text.endswith(end) else text + end
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
