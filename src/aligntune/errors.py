@@ -73,3 +73,9 @@ class RewardError(AlignTuneError, RuntimeError):
     """A reward function raised, overran its deadline, or returned a value outside its contract."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; the name of its class where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

@@ -77,6 +77,12 @@ def words(node: ast.expr) -> str:
     return str(node.value) if isinstance(node, ast.Constant) else "x"
 
 
+@pytest.mark.parametrize("error", [KeyError(), ValueError(" \n"), RuntimeError("")])
+def test_an_error_that_says_nothing_has_the_name_of_its_class(error: Exception) -> None:
+    assert errors.first_line(error) == type(error).__name__
+    assert errors.first_line(ValueError("\nfirst\nsecond")) == "first"
+
+
 def test_every_message_says_how_to_mend_it() -> None:
     """A message without a hint, or one that ends with a full stop or is a single word, fails."""
     calls = raised()

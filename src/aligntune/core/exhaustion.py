@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from aligntune.core.recording import warn
 from aligntune.core.resuming import begin
 from aligntune.core.state import TrainingState
-from aligntune.errors import AlignTuneError, TrainingError
+from aligntune.errors import AlignTuneError, TrainingError, first_line
 from aligntune.registry import import_attribute
 from aligntune.utils.checkpoints import Checkpoint, CheckpointManager
 
@@ -59,7 +59,7 @@ def guarded(trainer: Trainer, checkpoint: Checkpoint | None, loop: Loop) -> tupl
                 raise _worker_error(trainer, error) from error
             if not is_exhaustion(error):
                 raise
-            failed = str(error).splitlines()[0] if str(error) else type(error).__name__
+            failed = first_line(error)
             if not can_halve(trainer):
                 raise _memory_error(trainer, failed) from error
         # Outside of the block, because the error's frames hold the tensors of the step.
@@ -180,7 +180,7 @@ def estimates(trainer: Trainer) -> list[tuple[int, int]]:
 
 def _worker_error(trainer: Trainer, error: BaseException) -> TrainingError:
     return TrainingError(
-        f"a process that loads data died in step {trainer.state.step + 1} ({str(error).splitlines()[0]})",
+        f"a process that loads data died in step {trainer.state.step + 1} ({first_line(error)})",
         hint="set train.dataloader_workers=0, or lower it: each takes memory of its own (in a container, raise its "
         "shared memory, as docker's --shm-size); then go on with --resume",
         context={"step": trainer.state.step + 1, "workers": trainer.config.train.dataloader_workers},

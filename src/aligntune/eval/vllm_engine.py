@@ -101,7 +101,7 @@ def load_vllm(config: ModelConfig, vllm: VLLMConfig, seed: int) -> Loaded:
         llm = LLM(**options)
     except (RuntimeError, ValueError, OSError) as e:
         raise errors.EnvironmentError(
-            f"vLLM cannot load {source.path}: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}",
+            f"vLLM cannot load {source.path}: {errors.first_line(e)}",
             hint="lower vllm.max_model_len or vllm.gpu_memory_utilization, or remove engine",
         ) from e
     engine = VLLMEngine(llm, described, _generation_config(source.base, given), vllm.max_model_len)

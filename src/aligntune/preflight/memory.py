@@ -13,7 +13,7 @@ from typing import Any
 
 from aligntune.algorithms.base import Schema
 from aligntune.core.config.root import RunConfig
-from aligntune.errors import AlignTuneError
+from aligntune.errors import AlignTuneError, first_line
 from aligntune.preflight.settings import gigabytes
 from aligntune.preflight.verdict import Verdict
 from aligntune.utils.memory import Estimate, Setting, Shape, estimate, read_shape
@@ -101,7 +101,7 @@ def shape(config: RunConfig) -> tuple[Shape | None, str]:
     except AlignTuneError as error:
         return None, error.message
     except (OSError, ValueError, AttributeError) as error:
-        return None, f"the model's config does not tell its shape ({str(error).splitlines()[0]})"
+        return None, f"the model's config does not tell its shape ({first_line(error)})"
 
 
 def memory(config: RunConfig, made: Shape | None, why: str, longest: int | None = None) -> Verdict:

@@ -18,7 +18,7 @@ from aligntune.core.backend import BACKENDS, get_backend
 from aligntune.core.backend_choice import settle_backend
 from aligntune.core.checks import check_packages
 from aligntune.core.config.root import RunConfig
-from aligntune.errors import AlignTuneError, ValidationError
+from aligntune.errors import AlignTuneError, ValidationError, first_line
 from aligntune.preflight import arithmetic, memory, rewards, rows, settings, templates, tokens
 from aligntune.preflight.subject import LABELLED, STREAM_ROWS, Sample, Subject
 from aligntune.preflight.trained import Batch, TrainedRow, can_collate, collate, labelled, prompts
@@ -148,7 +148,7 @@ def _as_trained(
     except AlignTuneError as error:
         return [Verdict("masked-rows", "rows", "fail", error.message, fix=error.hint or "")], []
     except (ValueError, RuntimeError) as error:
-        told = f"the training library refuses the rows: {str(error).splitlines()[0]}"
+        told = f"the training library refuses the rows: {first_line(error)}"
         return [Verdict("masked-rows", "rows", "fail", told, fix="see `aligntune data` and the chat template")], []
     verdicts = [tokens.masked_rows(batch, subject, sizes)]
     if batch.rows:

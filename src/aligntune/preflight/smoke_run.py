@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 from aligntune.algorithms.base import Schema
 from aligntune.core.config.io import dump_config
 from aligntune.core.config.root import RunConfig
-from aligntune.errors import AlignTuneError, TrainingError
+from aligntune.errors import AlignTuneError, TrainingError, first_line
 from aligntune.preflight.arithmetic import counts
 from aligntune.preflight.settings import gigabytes
 from aligntune.preflight.subject import STREAM_ROWS, characters
@@ -109,7 +109,7 @@ def _try(name: str, found: list[Verdict], run: Callable[[], T]) -> T:
     except AlignTuneError as error:
         found.append(Verdict(name, "smoke", "fail", error.message, fix=error.hint or ""))
     except (RuntimeError, ValueError, OSError) as error:  # PyTorch's for memory, the libraries' for values and files
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        told = first_line(error)
         fix = "lower train.per_device_batch_size or model.max_seq_length" if "memory" in told else "run it with --debug"
         found.append(Verdict(name, "smoke", "fail", f"{type(error).__name__}: {told}", fix=fix))
     raise _Stopped

@@ -56,7 +56,7 @@ class Source:
 
     def unreadable(self, error: OSError) -> errors.AlignTuneError:
         """The error for a model that a library could not read."""
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = errors.first_line(error)
         if os.path.isdir(self.base):
             return errors.ConfigurationError(
                 f"model.name_or_path: {self.base} cannot be loaded ({first})", hint=self.advice
