@@ -168,6 +168,13 @@ def test_estimates_from_a_column_and_from_a_file(tmp_path: Path) -> None:
         offline_priors(str(runs.write_rows(tmp_path / "bad.jsonl", lines[2:])), rows)
     with pytest.raises(ConfigurationError, match="cannot read"):
         offline_priors(str(tmp_path / "none.jsonl"), rows)
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é", "value": 1}'.encode("latin-1"))
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        offline_priors(str(tmp_path / "latin.jsonl"), rows)
+    (tmp_path / "ends.jsonl").write_text('{"prompt": "a\u2028b\x85c", "value": 0.5}\n', encoding="utf-8")
+    assert offline_priors(str(tmp_path / "ends.jsonl"), {"prompt": ["a\u2028b\x85c"]}) == {
+        prompt_key("a\u2028b\x85c"): 0.5
+    }
     with pytest.raises(ConfigurationError, match="neither a column of the data") as caught:
         offline_priors("gues", rows)
     assert "guess" in caught.value.hint

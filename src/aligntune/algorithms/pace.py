@@ -162,10 +162,10 @@ def offline_priors(source: str, rows: Any) -> dict[bytes, float]:
 
 def _read_estimates(path: Path) -> Iterable[tuple[str, Any, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as e:
+        lines = path.read_text(encoding="utf-8").split("\n")  # a prompt may hold the other ends of lines
+    except (OSError, UnicodeDecodeError) as e:
         raise ConfigurationError(
-            f"algo.offline_estimate: cannot read {path} ({e.strerror})",
+            f"algo.offline_estimate: cannot read {path} ({getattr(e, 'strerror', None) or e})",
             hint="give a .jsonl file with `prompt` and `value`, or a column of the data",
         ) from e
     for number, line in enumerate(lines, start=1):
