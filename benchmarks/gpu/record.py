@@ -119,11 +119,13 @@ def run_part(part: Part, settings: Settings, machine: Values, *, again: bool = F
         before = None
     result = before or {"part": part.name, "what": part.what, "form": settings.form, "cases": {}, "seconds": 0.0}
     result["machine"] = machine
-    if part.facts is not None and "facts" not in result:
-        result["facts"] = part.facts(settings)
+    begun, already = time.monotonic(), result["seconds"]
+    if part.facts is not None and not result.get("facts", {}).get("ok"):
+        result["facts"] = _one(Case("facts", lambda _, facts=part.facts: facts(settings)), settings.limit) or {}
+        if error := result["facts"].get("error"):
+            print(f"  facts: FAILED: {str(error)[:200]}", flush=True)
     cases = part.cases(settings)
     left = [case for case in cases if case.name not in result["cases"]]
-    begun, already = time.monotonic(), result["seconds"]
 
     def note() -> None:
         result["seconds"] = round(already + time.monotonic() - begun, 1)

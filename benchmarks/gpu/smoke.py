@@ -10,11 +10,12 @@ from pathlib import Path
 
 from gpu import configs, models
 from gpu.child import run, short, train
+from gpu.parity import ROUNDS
 from gpu.record import Case, Part, Settings, Values
 
 SHOWN = ("first_loss", "last_loss", "steps", "peak_bytes", "peak_of", "foreign", "step_seconds")
-MOST = 180.0
-"""Seconds of one run."""
+MOST, LONG = 180.0, 300.0
+"""Seconds of one run, and of one that trains in rounds."""
 WAYS: dict[str, Values] = {
     "16-bit LoRA": {},
     "4-bit LoRA": {"model": {"quantization": "4bit"}},
@@ -40,7 +41,8 @@ print("@@" + str(trainer.save_merged(sys.argv[2])))
 
 def algorithms(wanted: bool, settings: Settings) -> list[Case]:
     """The algorithms that sample (`wanted`), or those that do not."""
-    return [Case(n, partial(_algorithm, n, settings), MOST) for n in configs.names() if configs.samples(n) == wanted]
+    named = [n for n in configs.names() if configs.samples(n) == wanted]
+    return [Case(n, partial(_algorithm, n, settings), LONG if n in ROUNDS else MOST) for n in named]
 
 
 def _algorithm(name: str, settings: Settings, seconds: float) -> Values:
@@ -56,7 +58,7 @@ def ways(settings: Settings) -> list[Case]:
     cases += [Case(f"architecture {a}", partial(_architecture, a, settings), MOST) for a in models.ARCHITECTURES]
     cases.append(Case("merged saving", partial(_merged, settings), MOST))
     if not settings.cpu:
-        cases.append(Case("vLLM", partial(_vllm, settings), 300))
+        cases.append(Case("vLLM", partial(_vllm, settings), LONG))
     return cases
 
 

@@ -87,6 +87,31 @@ def test_a_case_that_breaks_does_not_end_the_part(jobs: int, record: Any, tmp_pa
     assert result["status"] == "finished"
 
 
+def test_a_figure_of_the_device_that_fails_ends_nothing(record: Any, tmp_path: Path, capsys: Any) -> None:
+    def late(settings: Any) -> dict[str, Any]:
+        raise record.OutOfTime("it took more than 120 s")
+
+    def broken(settings: Any) -> dict[str, Any]:
+        raise RuntimeError("CUDA error")
+
+    cases = [record.Case("one", lambda seconds: {"value": 1})]
+    for facts in (late, broken):
+        part = record.Part("p", "what", lambda s: list(cases), facts=facts)
+        assert record.run_part(part, settings(record, tmp_path), {}, again=True)["cases"]["one"]["value"] == 1
+    assert "facts: FAILED: RuntimeError: CUDA error" in capsys.readouterr().out
+    whole = record.Part("p", "what", lambda s: list(cases), facts=lambda s: {"peak_flops": 1e15})
+    assert record.run_part(whole, settings(record, tmp_path), {})["facts"]["peak_flops"] == 1e15  # asked for again
+
+
+def test_rows_of_every_kind_can_be_trained_on(suite: Any, record: Any, tmp_path: Path) -> None:
+    made = importlib.import_module("gpu.models").data(settings(record, tmp_path))
+    tags = [json.loads(line) for line in made["tags"].read_text().splitlines()]
+    assert all(token.strip() for row in tags for token in row["tokens"])
+    assert all(len(row["tokens"]) == len(row["tags"]) for row in tags)
+    pairs = [json.loads(line) for line in made["pairs"].read_text().splitlines()]
+    assert all(row["chosen"] != row["rejected"] for row in pairs)
+
+
 def test_operations_and_peaks(suite: Any) -> None:
     device = importlib.import_module("gpu.device")
     assert device.flops_per_token(1_000_000_000, 16, 2048, 1024, full=True) == 6e9 + 12 * 16 * 2048 * 1024
