@@ -69,18 +69,21 @@ def _described(plan: Plan, execution: Any) -> Output:
         what = row.status if row.name not in todo else {"new": "to do", "finished": "again"}.get(row.status, "go on")
         steps = "" if row.steps is None else row.steps
         cells.append([row.name, row.kind, what, steps, time or "?", memory or "?", disk or "?"])
-    found = totals([row for row in rows if row.name in todo])
+    ahead = [row for row in rows if row.name in todo]
+    found = totals(ahead)
     time, memory = took(found["seconds"], found["memory"])
-    known = any(row.seconds is not None for row in rows if row.name in todo)
+    known = any(row.seconds is not None for row in ahead)
     lasts = time + _without(found["seconds_unknown"]) if known else "time not known"
+    holds = f"{took(None, found['disk'])[1]} of disk{_without(found['disk_unknown'])}"
+    if ahead and all(row.disk is None for row in ahead):
+        holds = "disk not known"
     lines = [
         table(cells, ["stage", "kind", "state", "steps", "time", "memory", "disk"]),
         "",
         f"to do: {len(todo)} of {len(rows)} stages, {found['steps']} steps{_without(found['steps_unknown'])}; "
-        f"{lasts}; at most {memory or '?'} of memory; "
-        f"{took(None, found['disk'])[1]} of disk{_without(found['disk_unknown'])}, "
+        f"{lasts}; {f'at most {memory} of memory' if memory else 'memory not known'}; {holds}, "
         f"{took(None, free_disk(plan))[1]} are free",
-        *(f"- {row.name}: {note}" for row in rows for note in row.notes if row.name in todo),
+        *(f"- {row.name}: {note}" for row in ahead for note in row.notes),
         f"folder  {plan.output_dir}",
         "nothing was written",
     ]
