@@ -9,12 +9,13 @@ import random
 import pytest
 
 from aligntune.compare.analysis import analyse
+from aligntune.compare.crossed import crossed
 from aligntune.compare.execution import begin, run_all
 from aligntune.compare.measure import Measured, direction, measure, timings
 from aligntune.compare.page import told, write_page
 from aligntune.compare.plan import make_plan
 from aligntune.errors import ConfigurationError, ValidationError
-from aligntune.eval.stats import wilson_interval
+from aligntune.eval.stats import paired_difference, wilson_interval
 from aligntune.utils.run_folder import RunFolder
 from runs import SFT_ROWS, write_rows
 
@@ -181,23 +182,89 @@ def test_equal_arms_are_called_different_in_at_most_five_percent():
     assert wilson_interval(wrong, count).low <= 0.05
 
 
-def test_items_are_paired_over_arms():
-    def with_items(arm, seed, right):
-        items = {"sums/accuracy": {str(i): float(i < right) for i in range(40)}}
-        return Measured(arm, seed, "x", "finished", {}, {}, items)
+def _with_items(arm, seed, scores):
+    items = {"sums/accuracy": {str(i): float(score) for i, score in enumerate(scores)}}
+    return Measured(arm, seed, "x", "finished", {}, {}, items)
 
-    runs = [with_items("a", s, 10) for s in range(2)] + [with_items("b", s, 24) for s in range(2)]
+
+def test_items_are_paired_over_arms():
+    runs = [_with_items(arm, s, [i < n for i in range(40)]) for arm, n in (("a", 10), ("b", 24)) for s in range(2)]
     row = analyse(runs, ["a", "b"], margin=0.05).row("b", "items/sums/accuracy")
     assert (row.kind, row.n, row.verdict, row.better) == ("items", 40, "different", True)
     assert row.change == pytest.approx(14 / 40)
+    # Scores that are no longer 0 or 1, and a margin in units that are no proportions.
+    assert analyse(runs, ["a", "b"], margin=1.5).row("b", "items/sums/accuracy").verdict == "equivalent within 1.5"
+    named = analyse(runs, ["a", "b"], margin={"items/sums/accuracy": 0.6}).row("b", "items/sums/accuracy")
+    assert named.verdict == "equivalent within 0.6"
+    one = analyse([r for r in runs if r.seed == 0], ["a", "b"], margin=0.05).row("b", "items/sums/accuracy")
+    assert (one.verdict, one.p_value, one.better) == ("no verdict: one seed", None, None)
+
+
+def test_the_luck_of_a_few_runs_is_not_the_arms_own():
+    """Equal arms, whose runs differ by ten points: paired by item alone, more than half would be called different."""
+    rng, count, wrong, alone = random.Random(3), 150, 0, 0
+    for _ in range(count):
+        hard = [rng.random() for _ in range(80)]
+        runs = []
+        for arm in "ab":
+            for seed in range(3):
+                luck = rng.gauss(0, 0.15)
+                runs.append(_with_items(arm, seed, [rng.random() < h + luck for h in hard]))
+        row = analyse(runs, ["a", "b"], margin=0.05).row("b", "items/sums/accuracy")
+        wrong += row.verdict != "not enough data" and not row.verdict.startswith("not enough data: ")
+        xs, ys = ([sum(r.items["sums/accuracy"][str(i)] for r in runs if r.arm == a) for i in range(80)] for a in "ab")
+        alone += paired_difference(xs, ys).p_value < 0.05
+    assert wrong / count <= 0.05
+    assert alone / count > 0.3
+
+
+def test_arms_that_differ_by_more_than_their_runs_are_different_by_item():
+    rng = random.Random(5)
+    runs = [
+        _with_items(arm, seed, [rng.random() < share for _ in range(200)])
+        for arm, share in (("a", 0.3), ("b", 0.7))
+        for seed in range(4)
+    ]
+    row = analyse(runs, ["a", "b"], margin=0.05).row("b", "items/sums/accuracy")
+    assert (row.verdict, row.better) == ("different", True)
+    assert row.low < 0.4 < row.high
+
+
+def test_crossed_seeds_and_items_by_hand():
+    found = crossed([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [2.0, 0.0, 1.0]])
+    assert found.mean == pytest.approx(6 / 9)
+    assert found.of_seeds == pytest.approx(1 / 3 / 3)  # means 1, 0, 1
+    assert found.of_items == pytest.approx(1 / 3 / 3)  # means 1, 0, 1
+    t = (6 / 9) / math.sqrt(2 / 9)  # two degrees of freedom, whose distribution has a closed form
+    assert found.p_value == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    assert found.tost(10.0).verdict == "equivalent"
+    assert found.tost(0.5).needed is None  # three seeds are too few, however many items there are
+    assert crossed([[0.5, 0.5], [0.5, 0.5]]).p_value == 0.0
 
 
 def test_a_margin_must_be_one():
     runs = [_run(arm, 0, eval_nll=1.0) for arm in "ab"]
     with pytest.raises(ValidationError, match="margin of every value is 0"):
         analyse(runs, ["a", "b"], margin=0.0)
-    with pytest.raises(ValidationError, match="no run has the value 'eval_nl'"):
+    with pytest.raises(ValidationError, match="margin of times and memory is inf"):
+        analyse(runs, ["a", "b"], ratio_margin=math.inf)
+    with pytest.raises(ValidationError, match="no run has the value 'eval_nl'") as caught:
         analyse(runs, ["a", "b"], margin={"eval_nl": 0.1})
+    assert "--resume" in caught.value.hint
+
+
+def test_what_ought_to_be_the_same_in_all_runs_and_is_not_is_noted():
+    def run(arm, seed, order, python="3.11"):
+        facts = {"data_order": {"sha256": order}, "system": {"python": python}}
+        return Measured(arm, seed, "x", "finished", {"loss": 1.0}, facts=facts)
+
+    equal = [run(arm, seed, f"order {seed}") for arm in "ab" for seed in range(3)]
+    assert analyse(equal, ["a", "b"], margin=1.0).notes == []
+    other = [*equal[:4], run("b", 1, "another"), run("b", 2, "third", "3.12")]
+    assert analyse(other, ["a", "b"], margin=1.0).notes == [
+        "the runs differ in system: see each run's manifest.json",
+        "b did not see the batches of a in their order (seeds 1, 2): see order.jsonl",
+    ]
 
 
 # ---- running

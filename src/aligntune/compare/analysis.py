@@ -6,11 +6,12 @@
 For each value and each arm after the first, runs of one seed are a pair (same data, same order). Differences of
 held-out values and curves' ends: mean with Student's t interval over the seeds, and two one-sided tests against the
 margin. Times, throughput and memory: the ratio, by the same tests on its logarithm. Where evaluations kept their items,
-the scores are averaged over the seeds and compared item by item (`aligntune.eval.significance`).
+the scores are compared item by item, with the seeds and the items as samples (`aligntune.compare.crossed`); where all
+seeds gave the same scores, as two models are (`aligntune.eval.significance`).
 
-"different" is said where a difference of zero is refused at 5% after Holm's correction over all values of that arm
-which have a margin or a direction; with few seeds nothing but large differences can be told, and the row says how many
-seeds it would take. Medians, because one run on a busy machine must not decide. No verdict stands on one seed.
+"different" is said where a difference of zero is refused at 5% after Holm's correction over all values of that arm;
+with few seeds nothing but large differences can be told, and the row says how many seeds it would take. Medians,
+because one run on a busy machine must not decide. No verdict stands on one seed.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from aligntune.compare.crossed import crossed
 from aligntune.compare.measure import RATIOS, Measured, direction
 from aligntune.errors import ValidationError
 from aligntune.eval.significance import Equivalence, adjust, equivalent_proportions, tost
-from aligntune.eval.stats import mean_interval, paired_difference
+from aligntune.eval.stats import mean_interval, paired_difference, paired_t_test
 
 Kind = Literal["ratio", "difference", "items"]
-HELD_OUT = ("eval_", "eval/")
-"""How the names of held-out values begin: those of the held-out rows, and those of `evaluation.tasks`."""
+HELD_OUT = ("eval_", "eval/", "items/")
+"""How the names of held-out values begin: of the held-out rows, of `evaluation.tasks`, and of scores of items."""
+SAME = ("packages", "system", "device")
+"""Facts that ought to be the same in all runs; where they are not, a note says so."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Row:
         kind: ratio (of positive values), difference, or items (scores of the same items).
         arm_median: over the seeds.
         base_median: of the first arm.
-        change: ratio arm / base, or difference arm - base.
+        change: median over the seeds of the ratio arm / base, or mean difference arm - base.
         low: lower bound of its interval.
         high: upper bound.
         n: seeds, or items.
@@ -141,13 +145,14 @@ def analyse(
         runs: of all arms and seeds.
         arms: names, the first one first.
         margin: largest difference that does not matter: one for every held-out value (`eval_...`, and `eval/...` of
-            tasks) that is better one way and for item scores, or one for each by name.
+            tasks) and score of items that is better one way, or one for each by name.
         ratio_margin: largest share by which times, throughput and memory may differ.
 
     Raises:
         ValidationError: a margin that is not positive, or for a value that no run has.
     """
-    _check_margins(runs, margin, ratio_margin)
+    check_margins(margin, ratio_margin)
+    _check_names(runs, margin)
     good = {(r.arm, r.seed): r for r in runs if r.status == "finished"}
     seeds = list(dict.fromkeys(r.seed for r in runs))
     rows: list[Row] = []
@@ -158,21 +163,37 @@ def analyse(
     return Comparison(list(arms), list(runs), rows, _notes(runs, arms, seeds, margin))
 
 
-def _check_margins(runs: Sequence[Measured], margin: float | Mapping[str, float] | None, ratio_margin: float) -> None:
-    known = {name for run in runs for name in [*run.values, *run.items]}
+def check_margins(margin: float | Mapping[str, float] | None, ratio_margin: float) -> None:
+    """Refuse what cannot be a margin; to be called before anything is run, too.
+
+    Raises:
+        ValidationError: one that is not positive and finite.
+    """
     stated = margin if isinstance(margin, Mapping) else {} if margin is None else {"every value": margin}
     for name, number in {**stated, "times and memory": ratio_margin}.items():
-        if not number > 0:
+        if not (number > 0 and math.isfinite(number)):
             raise ValidationError(f"the margin of {name} is {number:g}", hint="state the largest change that is none")
-        if isinstance(margin, Mapping) and name in margin and known and name not in known:
-            raise ValidationError(f"no run has the value '{name}'", hint=f"values: {', '.join(sorted(known))}")
 
 
-def _margin(name: str, margin: float | Mapping[str, float] | None, *, held_out: bool) -> float | None:
+def _check_names(runs: Sequence[Measured], margin: float | Mapping[str, float] | None) -> None:
+    known = {name for run in runs for name in [*run.values, *map(_item_name, run.items)]}
+    for name in margin if isinstance(margin, Mapping) and known else ():
+        if name not in known:
+            raise ValidationError(
+                f"no run has the value '{name}'",
+                hint=f"nothing is lost: name one of {', '.join(sorted(known))}, and read the runs again (--resume)",
+            )
+
+
+def _item_name(name: str) -> str:
+    return f"items/{name}"
+
+
+def _margin(name: str, margin: float | Mapping[str, float] | None) -> float | None:
     """The margin of a value: by name, or the one for held-out values that are better one way."""
     if isinstance(margin, Mapping):
         return margin.get(name)
-    return margin if held_out and direction(name) is not None else None
+    return margin if name.startswith(HELD_OUT) and direction(name) is not None else None
 
 
 def _values(
@@ -185,8 +206,7 @@ def _values(
         if name in RATIOS and min(*xs, *ys) > 0:
             rows.append(_ratio(arm, name, xs, ys, share))
         else:
-            stated = _margin(name, margin, held_out=name.startswith(HELD_OUT))
-            rows.append(_difference(arm, name, xs, ys, stated))
+            rows.append(_difference(arm, name, xs, ys, _margin(name, margin)))
     return rows
 
 
@@ -207,9 +227,7 @@ def _difference(arm: str, name: str, xs: list[float], ys: list[float], margin: f
     gaps = [x - y for x, y in zip(xs, ys, strict=True)]
     interval = mean_interval(gaps)
     test = tost(gaps, margin) if margin is not None and len(gaps) > 1 else None
-    p = paired_difference(xs, ys, method="t").p_value if test is None else test.p_different
-    if len(gaps) > 1 and test is None and not any(gaps):
-        p = 1.0
+    p = paired_t_test(gaps) if test is None else test.p_different
     return Row(
         arm, name, "difference", statistics.median(xs), statistics.median(ys), interval.estimate, interval.low,
         interval.high, len(gaps), p, None, margin, _verdict(test, None if margin is None else f"{margin:g}"),
@@ -220,7 +238,7 @@ def _difference(arm: str, name: str, xs: list[float], ys: list[float], margin: f
 def _items(
     arm: str, pairs: Sequence[tuple[Measured, Measured]], margin: float | Mapping[str, float] | None
 ) -> list[Row]:
-    """Scores of the items that both arms answered under every seed, averaged over the seeds."""
+    """Scores of the items that both arms answered under every seed."""
     rows = []
     for name in pairs[0][0].items:
         if not all(name in a.items and name in b.items for a, b in pairs):
@@ -229,34 +247,34 @@ def _items(
         ids = [i for i in pairs[0][0].items[name] if i in shared]
         if len(ids) < 2:
             continue
-        k = len(pairs)
-        xs = [math.fsum(a.items[name][i] for a, _ in pairs) / k for i in ids]
-        ys = [math.fsum(b.items[name][i] for _, b in pairs) / k for i in ids]
-        found, stated = paired_difference(xs, ys), _margin(name, margin, held_out=True)
-        test = None if stated is None else _equivalence(xs, ys, stated)
-        rows.append(
-            Row(
-                arm,
-                f"items/{name}",
-                "items",
-                math.fsum(xs) / len(xs),
-                math.fsum(ys) / len(ys),
-                found.difference,
-                found.low,
-                found.high,
-                found.n,
-                found.p_value,
-                None,
-                stated,
-                _verdict(test, None if stated is None else f"{stated:g}"),
-                None if test is None else test.needed,
-            )
-        )
+        sides = [[[run.items[name][i] for i in ids] for run in pair] for pair in pairs]
+        rows.append(_item_row(arm, _item_name(name), sides, _margin(_item_name(name), margin)))
     return rows
 
 
+def _item_row(arm: str, name: str, sides: Sequence[Sequence[Sequence[float]]], margin: float | None) -> Row:
+    """The row of one score; `sides` holds for each seed the arm's and the first arm's scores of the same items."""
+    k, n = len(sides), len(sides[0][0])
+    xs, ys = ([math.fsum(column) / k for column in zip(*(s[i] for s in sides), strict=True)] for i in (0, 1))
+    means = math.fsum(xs) / n, math.fsum(ys) / n
+    gaps = [[x - y for x, y in zip(*side, strict=True)] for side in sides]
+    test: Equivalence | None
+    if all(row == gaps[0] for row in gaps):  # nothing varies between the seeds, or there is one
+        found = paired_difference(xs, ys)
+        p = found.p_value if k > 1 else None
+        test = _equivalence(xs, ys, margin) if margin is not None and k > 1 else None
+        change, low, high = found.difference, found.low, found.high
+    else:
+        both = crossed(gaps)
+        test = both.tost(margin) if margin is not None else None
+        change, p, (low, high) = both.mean, both.p_value, both.interval()
+    stated = None if margin is None else f"{margin:g}"
+    needed = None if test is None else test.needed
+    return Row(arm, name, "items", *means, change, low, high, n, p, None, margin, _verdict(test, stated), needed)
+
+
 def _equivalence(xs: Sequence[float], ys: Sequence[float], margin: float) -> Equivalence:
-    if all(v in (0, 1) for v in [*xs, *ys]):
+    if margin < 1 and all(v in (0, 1) for v in [*xs, *ys]):
         pairs = list(zip(xs, ys, strict=True))
         both, first, second, neither = (pairs.count(cell) for cell in ((1, 1), (1, 0), (0, 1), (0, 0)))
         return equivalent_proportions(both, first, second, neither, margin)
@@ -280,7 +298,7 @@ def _corrected(rows: Sequence[Row]) -> list[Row]:
         verdict = row.verdict
         if changed and not verdict.startswith("equivalent"):
             verdict = "different"
-        elif not verdict and row.n > 1:
+        elif not verdict and p is not None:
             verdict = "no difference shown"
         gain = row.change > (1.0 if row.kind == "ratio" else 0.0)
         larger = direction(row.value)
@@ -303,8 +321,20 @@ def _notes(
         )
     if margin is None:
         notes.append("no margin was stated, so nothing on held-out values can be called equivalent (--margin)")
-    for key in ("versions", "packages", "hardware", "device"):
+    for key in SAME:
         kinds = {str(r.facts.get(key)) for r in runs if r.facts.get(key) is not None}
         if len(kinds) > 1:
             notes.append(f"the runs differ in {key}: see each run's manifest.json")
+    return [*notes, *_order_notes(runs, arms, seeds)]
+
+
+def _order_notes(runs: Sequence[Measured], arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """A sentence for each arm that trained on other batches than the first, or on the same in another order."""
+    orders = {(r.arm, r.seed): r.facts["data_order"].get("sha256") for r in runs if r.facts.get("data_order")}
+    notes = []
+    for arm in arms[1:]:
+        both = [s for s in seeds if (arm, s) in orders and (arms[0], s) in orders]
+        if other := [str(s) for s in both if orders[arm, s] != orders[arms[0], s]]:
+            which = f"seed{'s' if len(other) > 1 else ''} {', '.join(other)}"
+            notes.append(f"{arm} did not see the batches of {arms[0]} in their order ({which}): see order.jsonl")
     return notes

@@ -43,8 +43,8 @@ CURVES = (
     "kl",
     "entropy",
 )
-FACTS = ("versions", "packages", "hardware", "device", "patch_fingerprint", "backend")
-"""Entries of a manifest that say where and with what a run was made."""
+FACTS = ("backend", "patch_fingerprint", "data_order", "packages", "system", "device", "environment")
+"""Entries of a manifest that say where, with what and on which batches a run was made."""
 _LOWER = ("loss", "nll", "perplexity", "mse", "kl", "brier", "ece", "time", "memory", "clip")
 _HIGHER = ("reward", "accurac", "f1", "precision", "recall", "margin", "auc", "tokens_per_second", "pass@")
 _LEFT_OUT = ("step", "epoch", "time", "learning_rate", "num_tokens", "grad_norm")
@@ -63,7 +63,7 @@ class Measured:
         curves: metric name to (step, value) rows.
         items: `task/metric` to item id to score, of evaluations whose items were kept.
         error: why it failed.
-        facts: what the manifest says of versions, hardware and the patch fingerprint.
+        facts: the manifest's entries named in `FACTS`.
     """
 
     arm: str
@@ -99,10 +99,7 @@ def measure(arm: str, seed: int, folder: Path, process: Mapping[str, Any]) -> Me
     """
     manifest = read_manifest(folder) or {}
     status = str(manifest.get("status", "missing"))
-    facts = {
-        key: manifest.get(key) for key in ("versions", "packages", "hardware", "device", "patch_fingerprint", "backend")
-    }
-    facts = {key: value for key, value in facts.items() if value is not None}
+    facts = {key: manifest[key] for key in FACTS if manifest.get(key) is not None}
     if status != "finished":
         return Measured(arm, seed, str(folder), "failed", error=_why(manifest, process, status), facts=facts)
     rows = read_lines(folder / METRICS)

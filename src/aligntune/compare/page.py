@@ -1,4 +1,4 @@
-"""A comparison as text for the terminal and as one HTML page: verdicts, curves with the spread of the seeds, runs.
+"""A comparison as text for the terminal and as one HTML page: verdicts, curves (means over the seeds), runs.
 
 >>> print(told(comparison))
 backend=unsloth against backend=trl
