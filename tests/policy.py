@@ -93,6 +93,13 @@ def gradients(hf: Any, loss: Any) -> list[Any]:
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
 
 
+def precision() -> float:
+    """Relative error of the library's log-probabilities of a float64 model: newer versions have a fused head in fp32."""
+    from trl.trainer import utils
+
+    return 1e-5 if hasattr(utils, "add_fused_lm_head") else 1e-9
+
+
 def close(left: list[Any], right: list[Any], tolerance: float = 1e-9) -> bool:
     """Whether two lists of gradients are equal, relative to the largest entry of all."""
     scale = max(float(g.abs().max()) for g in right) or 1.0

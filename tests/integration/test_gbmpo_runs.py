@@ -70,8 +70,8 @@ def test_the_whole_loss_and_its_gradient_are_the_formula(
     found = hf.compute_loss(hf.model, inputs)
     beta = 0.3 if name.endswith("2_kl") else 0.0
     expected = objective(name, 0.7, beta, loss_type, inputs, policy.logps_of(hf, inputs), MirrorMap.random(3))
-    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
-    assert policy.close(policy.gradients(hf, found), policy.gradients(hf, expected))
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=policy.precision())
+    assert policy.close(policy.gradients(hf, found), policy.gradients(hf, expected), policy.precision())
     assert hf.beta == (beta or 1.0)  # put back, so that the reference is scored again
 
 

@@ -173,6 +173,7 @@ def test_the_adapter_off_equals_a_separate_reference(tiny_model: Path, tmp_path:
     """The same adapter against itself switched off, and against a model loaded beside it: loss and gradients."""
     import torch
     from transformers import AutoModelForCausalLM
+    from trl.trainer import utils
 
     hf = built("dpo", tiny_model, tmp_path, model__peft={"r": 4, "alpha": 8})
     with torch.no_grad():
@@ -181,7 +182,10 @@ def test_the_adapter_off_equals_a_separate_reference(tiny_model: Path, tmp_path:
                 weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))), alpha=0.05)
     batch, found = batch_of(hf, 0, 8), []
     assert hf.ref_model is None
-    for reference in (None, AutoModelForCausalLM.from_pretrained(tiny_model).eval()):
+    beside = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    if hasattr(utils, "add_fused_lm_head"):  # newer versions give it to a reference of their own
+        utils.add_fused_lm_head(beside)
+    for reference in (None, beside):
         hf.ref_model = reference
         hf.model.zero_grad()
         loss = loss_of(hf, batch)
