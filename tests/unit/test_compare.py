@@ -70,6 +70,8 @@ def test_the_same_arm_twice_has_two_folders(source, tmp_path):
         (["train.weight_decay"], 3, "is no setting"),
         (["train.weight_decay=[0,1]"], [1, 1], "seeds are"),
         (["train.weight_decay=[0,1]"], 200, "400 runs"),
+        (["train.seed=[1,2]"], 3, "a comparison sets train.seed itself"),
+        (["train.weight_decay=[0,1]", "logging.steps=5"], 3, "a comparison sets logging.steps itself"),
         (["train.weight_decy=[0,1]"], 3, "arm train.weight_decy=0"),
         (["backend=[trl,unslot]"], 3, "arm backend=unslot"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -76,6 +77,23 @@ def test_the_guard_lets_the_package_be_seen_and_not_be_run(package: Path) -> Non
     assert not package.exists()
     assert "unsloth" not in sys.modules
     assert importlib.util.find_spec("json") is not None
+
+
+def test_the_guard_holds_for_an_editable_installation(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose own finder knows the place, which is not on the path."""
+    site = sys.path.pop(0)
+
+    class Editable:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> object:
+            return importlib.machinery.PathFinder.find_spec(name, [site]) if name == "unsloth" else None
+
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if f is not importlib.machinery.PathFinder])
+    sys.meta_path += [Editable, importlib.machinery.PathFinder]  # type: ignore[list-item]
+    isolation.enter_trl()
+    with pytest.raises(ImportError, match="must not be imported"):
+        importlib.import_module("unsloth")
+    assert not package.exists()
 
 
 def test_the_guard_says_nothing_about_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

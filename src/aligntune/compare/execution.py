@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligntune.compare.analysis import Comparison, analyse
+from aligntune.compare.analysis import Comparison, analyse, check_margins
 from aligntune.compare.measure import Measured, measure, read_process
 from aligntune.compare.plan import Arm, Plan, make_plan
 from aligntune.core.config.base import to_plain
@@ -61,7 +61,9 @@ def compare(
 
     Raises:
         ConfigurationError: the plan is wrong, or the folder holds another comparison, or one that is there already.
+        ValidationError: a margin that is not positive.
     """
+    check_margins(margin, ratio_margin)
     plan = make_plan(source, settings, axes=axes, seeds=seeds, output_dir=output_dir)
     begin(plan, resume=resume)
     runs = run_all(plan)

@@ -26,6 +26,12 @@ from aligntune.errors import AlignTuneError, ConfigurationError
 
 MOST_RUNS = 200
 """Runs beyond which a plan is taken for a slip of the pen."""
+FIXED = {
+    "train.seed": "the seeds are those of --seeds",
+    "output_dir": "each run has a folder below --output-dir",
+    "logging.steps": "every step is logged, because timings are read from the log",
+}
+"""Keys that a comparison sets itself, and why."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,8 @@ def make_plan(
         key, equals, value = setting.partition("=")
         if not equals:
             raise ConfigurationError(f"'{setting}' is no setting", hint="write key=value, or key=[a,b] for an axis")
+        if key in FIXED:
+            raise ConfigurationError(f"a comparison sets {key} itself", hint=FIXED[key])
         parsed = _parsed(setting, value)
         if isinstance(parsed, list) and key not in found:
             found[key] = parsed

@@ -11,7 +11,6 @@ It does not isolate by itself: only a process does (`isolation: process`).
 from __future__ import annotations
 
 import contextlib
-import importlib.machinery
 import os
 import sys
 import types
@@ -81,7 +80,9 @@ class _Guard:
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
         if name.partition(".")[0] not in FOREIGN:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        # Every finder, since an editable installation brings one of its own.
+        others = [f for f in sys.meta_path if not isinstance(f, _Guard) and hasattr(f, "find_spec")]
+        spec = next((s for f in others if (s := f.find_spec(name, path, target)) is not None), None)
         if spec is not None:
             spec.loader = _BlockedLoader(name)  # type: ignore[assignment]
         return spec
