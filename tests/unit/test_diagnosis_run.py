@@ -73,7 +73,7 @@ def test_how_to_go_on_is_true_of_the_checkpoints_that_are_there(tmp_path: Path) 
     run = folder(tmp_path / "a", QUIET, status="interrupted")
     trainer = SimpleNamespace(
         _run=SimpleNamespace(path=run),
-        state=SimpleNamespace(checkpoint_path=None),
+        state=SimpleNamespace(checkpoint_path=None, status="interrupted"),
         stop=SimpleNamespace(reason=""),
         config=SimpleNamespace(algorithm=SimpleNamespace(progress=lambda config: "")),
     )
@@ -90,6 +90,8 @@ def test_how_to_go_on_is_true_of_the_checkpoints_that_are_there(tmp_path: Path) 
     fix = diagnose_run(run).problems[0].fix
     assert "go on with the same command and --resume (from step 4; " in fix
     assert "checkpoint-8 is skipped" in fix
+    trainer.state.status = "finished"
+    assert how_to_go_on(trainer) == f"the run is finished, and its model is in {run}"
 
 
 def test_a_damaged_manifest_and_configuration_are_told(tmp_path: Path) -> None:
