@@ -432,6 +432,29 @@ def test_the_folder_is_not_shared_with_a_running_process(file: Path, tmp_path: P
     assert "is in use by the running process" in refused(file)
 
 
+def test_two_that_start_at_once_refuse_each_other(file: Path, tmp_path: Path) -> None:
+    """Whoever has the folder's lock has the folder, whatever `stages.json` says."""
+    ends = []
+
+    class Second(FakeRunner):
+        def __call__(self, arguments: Sequence[str], log: Path) -> Ended:
+            if not ends:
+                (tmp_path / "out" / "stages.json").unlink()
+                pid = os.fork()
+                if pid == 0:
+                    code = 1
+                    try:
+                        code = 7 if "is in use by process" in refused(file) else 2
+                    finally:  # the child must never come back into the parent's tests
+                        os._exit(code)
+                ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            return super().__call__(arguments, log)
+
+    run_stages(file, runner=Second())
+    assert ends == [7]
+    assert not (tmp_path / "out" / ".run.lock").exists()
+
+
 def test_a_damaged_record_is_told(file: Path, tmp_path: Path) -> None:
     run_stages(file, runner=FakeRunner())
     (tmp_path / "out" / "02-sft" / "stage.json").write_text("{")

@@ -34,6 +34,7 @@ from aligntune.stages.plan import Plan, Planned, make_plan
 from aligntune.stages.process import Ended, Runner, run_process
 from aligntune.stages.record import changes, identity, outcome, read_record
 from aligntune.utils.files import disk_errors, write_json
+from aligntune.utils.lock import RunLock
 from aligntune.utils.logging import get_logger
 
 log = get_logger(__name__)
@@ -145,6 +146,13 @@ class Execution:
         todo = self.check()
         self._ask_judges(todo)
         self._begin()
+        try:
+            return self._all()
+        finally:
+            RunLock(self.plan.output_dir).release()
+
+    def _all(self) -> StagesResult:
+        """Every stage in turn, and the page over them."""
         found: dict[str, StageOutcome] = {}
         for number, stage in enumerate(self.plan.stages, start=1):
             if self.only and stage.name not in self.only:
@@ -260,6 +268,7 @@ class Execution:
             )
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
+        RunLock(out).acquire()
         self._note("running", process=_process())
 
     def _note(self, status: str, **entries: Any) -> None:
