@@ -629,3 +629,14 @@ def test_many_runs_with_hostile_texts_keep_to_the_size_of_a_page(tmp_path: Path)
     page = path.read_text(encoding="utf-8")
     assert re.search(r"\d+ more are left out to keep this page small", page)
     assert "<img" not in page
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "events.jsonl", "evaluations.jsonl"])
+def test_rows_that_lack_what_such_a_row_holds_are_left_out(tmp_path: Path, file: str) -> None:
+    rows = [{"step": 1, "time": 1.0, "loss": 2.0}, {"step": 2, "time": 2.0, "loss": 1.5}]
+    whole = build_report(make_run(tmp_path / "whole", rows).path).read_text()
+    for i, line in enumerate(('{"step": "x"}', "{}", '{"step": null}', '{"step": [], "task": 4, "metrics": 3}')):
+        run = make_run(tmp_path / str(i) / "whole", rows)
+        with open(run.path / file, "a") as out:
+            out.write(line + "\n")
+        assert build_report(run.path).read_text().count("<figure") == whole.count("<figure"), line

@@ -20,9 +20,10 @@ from aligntune.errors import AlignTuneError
 from aligntune.report.confusion import Confusion, confusion_of
 from aligntune.report.items import Browser, browser
 from aligntune.report.numbers import compact, percent, points, seconds, whole_percent, whole_points
+from aligntune.report.read import read_evaluations
 from aligntune.report.svg import COLOURS, Series, interval_chart, line_chart
-from aligntune.utils.files import number, read_lines
-from aligntune.utils.run_folder import EVALUATION, EVALUATIONS
+from aligntune.utils.files import number
+from aligntune.utils.run_folder import EVALUATION
 
 if TYPE_CHECKING:
     from aligntune.eval.result import EvalResult, TaskResult
@@ -110,7 +111,7 @@ def evaluation_block(
     if not results:
         return None
     names = list(dict.fromkeys(name for _, result in results for name in result.tasks))
-    timeline = read_lines(history / EVALUATIONS) if history is not None else []
+    timeline = read_evaluations(history) if history is not None else []
     share = budget // max(len(names), 1)
     differences, verdicts, notes = _differences(results)
     return EvaluationBlock(

@@ -111,17 +111,32 @@ def read_run(path: str | os.PathLike[str]) -> RunData:
         path=folder,
         manifest=manifest or {},
         config_text=config.read_text(encoding="utf-8") if config.exists() else "",
-        metrics=_merge([row for row in read_lines(folder / METRICS) if isinstance(row.get("step"), (int, float))]),
+        metrics=_merge(_at_steps(folder / METRICS)),
         samples=read_lines(folder / SAMPLES),
         rollouts=_some_rollouts(folder),
-        events=read_lines(folder / EVENTS),
+        events=_at_steps(folder / EVENTS),
         intervals=_intervals(folder),
     )
 
 
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `evaluations.jsonl` that hold what such a row does; none if there is no file."""
+    rows = _at_steps(folder / EVALUATIONS)
+    return [row for row in rows if isinstance(row.get("task", 0), (str, type(None))) and _nested(row.get("metrics"))]
+
+
+def _at_steps(path: Path) -> list[dict[str, Any]]:
+    """Rows that have a step; a line that someone has changed by hand may have none."""
+    return [row for row in read_lines(path) if isinstance(row.get("step"), (int, float))]
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(entry, dict) for entry in value.values())
+
+
 def _intervals(folder: Path) -> Bounds:
     known: Bounds = {}
-    renew(known, read_lines(folder / EVALUATIONS), "eval/")
+    renew(known, read_evaluations(folder), "eval/")
     return known
 
 
