@@ -326,6 +326,65 @@ def test_a_comparison_goes_on_with_what_is_missing(source, tmp_path):
         begin(other, resume=True)
 
 
+def _written(source, path, **train):
+    import yaml
+
+    path.write_text(yaml.safe_dump({**source, "train": {**source["train"], **train}}))
+    return path
+
+
+def test_a_file_that_was_edited_since_is_refused_with_what_changed(source, tmp_path):
+    file = _written(source, tmp_path / "run.yaml")
+    settings, out = ["train.weight_decay=[0.0,0.1]"], tmp_path / "out"
+    begin(make_plan(file, settings, seeds=1, output_dir=out), resume=False)
+    _written(source, file, max_steps=5, warmup_steps=1)
+    with pytest.raises(ConfigurationError) as caught:
+        begin(make_plan(file, settings, seeds=1, output_dir=out), resume=True)
+    assert "train.max_steps: 3 -> 5" in caught.value.message
+    assert "train.warmup_steps: 0 -> 1" in caught.value.message
+    assert "train.weight_decay" not in caught.value.message
+    assert caught.value.hint == f"put them back in {file}, or set another output folder (--output-dir)"
+    _written(source, file)
+    begin(make_plan(file, settings, seeds=1, output_dir=out), resume=True)
+    begin(make_plan(file, settings, seeds=1, output_dir=tmp_path / "other"), resume=False)
+
+
+def test_settings_that_changed_in_some_arms_name_them(source, tmp_path):
+    from aligntune.compare.identity import changes
+
+    before = {"a": {"train": {"max_steps": 3}, "x": 1}, "b": {"train": {"max_steps": 3}}}
+    now = {"a": {"train": {"max_steps": 4}}, "b": {"train": {"max_steps": 4}}}
+    assert changes(before, now) == ["train.max_steps: 3 -> 4", "x: 1 -> (nothing) (a)"]
+    plan = make_plan(source, ["train.weight_decay=[0.0,0.1]"], seeds=1, output_dir=tmp_path / "out")
+    begin(plan, resume=False)
+    changed = {**source, "train": {**source["train"], "max_steps": 4}}
+    with pytest.raises(ConfigurationError, match=r"has other settings: train.max_steps: 3 -> 4\n"):
+        begin(make_plan(changed, ["train.weight_decay=[0.0,0.1]"], seeds=1, output_dir=tmp_path / "out"), resume=True)
+
+
+def test_a_file_that_is_edited_during_a_comparison_changes_no_run(source, tmp_path):
+    file = _written(source, tmp_path / "run.yaml")
+    plan = make_plan(file, ["train.weight_decay=[0.0,0.1]"], seeds=1, output_dir=tmp_path / "out")
+    _written(source, file, max_steps=5)
+    assert [plan.config(arm, 42).train.max_steps for arm in plan.arms] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "written by an earlier version"), (b"{", "is damaged"), (b"[]", "is not the plan of a comparison")],
+)
+def test_a_plan_that_does_not_say_what_its_arms_were_is_refused(source, tmp_path, content, message):
+    plan = make_plan(source, ["train.weight_decay=[0.0,0.1]"], seeds=1, output_dir=tmp_path / "out")
+    begin(plan, resume=False)
+    path = tmp_path / "out" / "plan.json"
+    before = json.loads(path.read_text())
+    del before["configurations"]
+    path.write_bytes(json.dumps(before).encode() if content is None else content)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        begin(plan, resume=True)
+    assert "another output folder" in caught.value.hint
+
+
 def test_a_run_that_was_cut_has_no_wall_time(tmp_path):
     run = RunFolder.claim(tmp_path / "run")
     run.append_metrics({"step": 1, "loss": 2.0})

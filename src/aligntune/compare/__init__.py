@@ -3,8 +3,9 @@
     comparison = compare("dpo.yaml", ["backend=[trl,unsloth]"], seeds=3, margin=0.02, output_dir="runs/backends")
     print(comparison)
 
-`plan` says what is run, `execution` runs it, `measure` reads what came out, `analysis` draws the conclusions, `page`
-draws them, `probe` checks two backends on one batch before an hour is spent.
+`plan` says what is run, `identity` whether a folder holds it already, `execution` runs it, `measure` reads what came
+out, `analysis` draws the conclusions, `page` draws them, `probe` checks two backends on one batch before an hour is
+spent.
 """
 
 from __future__ import annotations

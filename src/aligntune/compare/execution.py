@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aligntune.compare.analysis import Comparison, analyse, check_margins
+from aligntune.compare.identity import agree
 from aligntune.compare.measure import Measured, measure, read_process
 from aligntune.compare.plan import Arm, Plan, make_plan
 from aligntune.core.config.base import to_plain
@@ -80,13 +81,7 @@ def begin(plan: Plan, *, resume: bool) -> None:
     """
     path, wanted = plan.output_dir / PLAN, json.loads(json.dumps(plan.describe(), default=str))
     if path.exists():
-        before = json.loads(path.read_bytes())
-        changed = [key for key in wanted if before.get(key) != wanted[key]]
-        if changed:
-            raise ConfigurationError(
-                f"{plan.output_dir} holds a comparison with another {', '.join(changed)}",
-                hint="set another output folder",
-            )
+        agree(path, wanted)
         if not resume:
             raise ConfigurationError(
                 f"{plan.output_dir} holds this comparison already",

@@ -4,8 +4,9 @@
     [arm.name for arm in plan.arms]      # ['backend=trl algo.beta=0.1', 'backend=trl algo.beta=0.5', ...]
 
 A value in brackets is an axis, anything else an override of all arms. Every arm's configuration is checked before any
-arm runs. All arms of a seed share `train.seed`, so they see the same rows in the same order; the order of the runs
-turns with the seed (first a b c, then b c a), so that a machine that warms up or tires does not favour an arm.
+arm runs, and the file is read once: what is written into it afterwards changes no run. All arms of a seed share
+`train.seed`, so they see the same rows in the same order; the order of the runs turns with the seed (first a b c, then
+b c a), so that a machine that warms up or tires does not favour an arm.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from aligntune.core.config.io import load_config
+from aligntune.core.config.io import build_config, effective
+from aligntune.core.config.reading import apply_overrides, as_mapping, copy_plain, read_yaml
 from aligntune.core.config.root import RunConfig
 from aligntune.errors import AlignTuneError, ConfigurationError
 
@@ -32,6 +34,8 @@ FIXED = {
     "logging.steps": "every step is logged, because timings are read from the log",
 }
 """Keys that a comparison sets itself, and why."""
+CONFIGURATIONS = "configurations"
+"""Where a described plan has the resolved settings of each arm."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Plan:
         arms: at least two; the first one is what the others are compared with.
         seeds: of training.
         output_dir: of the comparison.
+        raw: the plain values of the source, as they were when the plan was made.
     """
 
     source: str | Mapping[str, Any]
@@ -71,6 +76,7 @@ class Plan:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     output_dir: Path
+    raw: Mapping[str, Any] = field(repr=False)
 
     def folder(self, arm: Arm, seed: int) -> Path:
         """The run folder of an arm and a seed."""
@@ -80,11 +86,11 @@ class Plan:
         """The resolved configuration of one run.
 
         Raises:
-            ConfigurationError: as `load_config`.
+            ConfigurationError: as `build_config`.
         """
         fixed = [f"train.seed={seed}", f"output_dir={self.folder(arm, seed)}", "logging.steps=1"]
-        source: Any = self.source if isinstance(self.source, str) else dict(self.source)
-        return load_config(source, overrides=[*self.overrides, *arm.overrides, *fixed])
+        where = self.source if isinstance(self.source, str) else ""
+        return build_config(apply_overrides(copy_plain(self.raw), [*self.overrides, *arm.overrides, *fixed]), where)
 
     def order(self) -> list[tuple[Arm, int]]:
         """The runs in the order in which they are made."""
@@ -99,7 +105,15 @@ class Plan:
             "overrides": list(self.overrides),
             "arms": [{"name": a.name, "slug": a.slug, "choices": dict(a.choices)} for a in self.arms],
             "seeds": list(self.seeds),
+            CONFIGURATIONS: {arm.name: self._settings(arm) for arm in self.arms},
         }
+
+    def _settings(self, arm: Arm) -> dict[str, Any]:
+        """The resolved settings of an arm as plain values, without those that each of its runs has for itself."""
+        plain = effective(self.config(arm, self.seeds[0]))
+        plain.pop("output_dir", None)
+        plain.get("train", {}).pop("seed", None)
+        return plain
 
 
 def make_plan(
@@ -147,6 +161,7 @@ def make_plan(
         arms,
         chosen,
         Path(output_dir).expanduser().absolute(),
+        copy_plain(read_yaml(source) if isinstance(source, (str, Path)) else as_mapping(source)),
     )
     for arm in arms:
         try:
