@@ -74,6 +74,37 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("size", "said"), [(16_000_000_000, "of the 16.0 GB"), (50_000_000, "alone take about 0.1 GB")]
+)
+def test_unsloth_tells_and_refuses_as_trl_does(
+    gpu: Any, size: int, said: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its loader is called; the process is prepared in name only, since Unsloth cannot be undone."""
+    from aligntune.backends.unsloth.backend import UnslothBackend
+    from aligntune.core.backend import BackendInfo
+
+    class Reached(Exception):
+        """The weights were asked for."""
+
+    def load(self: Any, config: Any) -> None:
+        raise Reached
+
+    monkeypatch.setattr(BackendInfo, "available", True)
+    monkeypatch.setattr(UnslothBackend, "prepare", lambda self, config: None)
+    monkeypatch.setattr(UnslothBackend, "load_model", load)
+    trainer = runs.trainer("sft", tiny_model, tmp_path, backend="unsloth")
+    gpu(size)
+    if size > 10**9:
+        check_room(trainer)
+        assert any(said in note for note in trainer.notes)
+        return
+    with pytest.raises(EnvironmentError) as caught:
+        trainer.train()
+    assert said in caught.value.message
+    assert "model.peft" in caught.value.hint
+
+
 def test_nothing_is_said_without_a_gpu(tiny_model: Path, tmp_path: Path) -> None:
     trainer = runs.trainer("sft", tiny_model, tmp_path, model__device="cpu")
     check_room(trainer)

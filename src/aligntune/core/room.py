@@ -6,7 +6,8 @@ Where the weights alone are larger than the GPU the run is refused; where the es
 begins, because estimates of activations have been measured on the CPU only (`aligntune.utils.memory`). The command
 `aligntune check` says the same in parts, before anything is loaded.
 
-Not on Unsloth, which must be imported before the model's shape could be read, and not for classifiers.
+The model's shape is read from its configuration alone, after the backend has prepared the process, so both backends
+tell it. Not for classifiers, and without what Unsloth's kernels save: there the estimate is TRL's.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def check_room(trainer: Trainer) -> None:
 
     config = trainer.config
     trainer._ready()
-    if config.backend != "trl" or config.algorithm.head != "causal_lm":
+    if config.algorithm.head != "causal_lm":
         return
     device = DeviceManager(config.model.device)
     shape = import_attribute(SHAPE)(config)[0] if device.device == "cuda" else None
