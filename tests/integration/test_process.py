@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -132,6 +133,35 @@ def test_a_worker_gets_a_clean_environment(
         found = names.read_bytes().decode().split("\0")
     assert not [n for n in found if n.startswith(("UNSLOTH_", "PURE_TRL_MODE"))]
     assert any(n.startswith("HF_HUB_OFFLINE=") for n in found)
+
+
+def test_what_cannot_be_sent_is_an_error_before_a_worker_starts(
+    made: list[ProcessTrainer], tiny_model: Path, tmp_path: Path
+) -> None:
+    trainer = start(made, "sft", tiny_model, tmp_path)
+    ring: list[Any] = []
+    ring.append(ring)
+    for wrong in ([object()], {("a", "b"): 1}, ring):
+        with pytest.raises(errors.ValidationError, match=r"an argument of generate\(\) cannot be sent") as caught:
+            trainer.generate(wrong)
+        assert "give text" in caught.value.hint
+    assert trainer._worker is None
+
+
+def test_a_configuration_that_the_other_environment_does_not_know_is_an_error(
+    made: list[ProcessTrainer], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another release stands there: its fault comes back with its hint, and the worker lives on."""
+    from aligntune.core import process
+
+    known = process.effective
+    monkeypatch.setattr(process, "effective", lambda config: {**known(config), "newer_key": 1})
+    trainer = start(made, "sft", tiny_model, tmp_path, python=sys.executable)
+    for _ in range(2):
+        with pytest.raises(errors.ConfigurationError, match="newer_key"):
+            trainer.train()
+    assert trainer._worker is not None
+    assert trainer._worker.poll() is None
 
 
 def test_both_backends_from_one_process(made: list[ProcessTrainer], tiny_model: Path, tmp_path: Path) -> None:

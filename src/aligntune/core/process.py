@@ -126,6 +126,8 @@ class ProcessTrainer:
                 "this trainer was closed", hint="make a new one with create_trainer(config)"
             )
         if self._worker is None:
+            sent = {k: v for k, v in effective(self.config).items() if k != "python"}
+            first = _line({"config": {**sent, "isolation": "auto"}}, "the configuration")
             with nullcontext() if self._log is None else open(self._log, "ab") as printed:
                 self._worker = subprocess.Popen(
                     [self._python(), "-m", "aligntune.core.process"],
@@ -136,8 +138,7 @@ class ProcessTrainer:
                     env=clean_environment(),
                     start_new_session=True,  # Ctrl-C reaches the worker through `_answer` only, once
                 )
-            sent = {k: v for k, v in effective(self.config).items() if k != "python"}
-            self._send({"config": {**sent, "isolation": "auto"}})
+            self._send(first)
         return self._worker
 
     def _python(self) -> str:
@@ -157,16 +158,17 @@ class ProcessTrainer:
             )
         return os.path.abspath(found)
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, line: str) -> None:
         assert self._worker is not None  # made in _start
         assert self._worker.stdin is not None  # opened as a pipe there
-        self._worker.stdin.write(json.dumps(message) + "\n")
+        self._worker.stdin.write(line)
         self._worker.stdin.flush()
 
     def _call(self, method: str, **arguments: Any) -> Any:
+        asked = _line({"method": method, "arguments": arguments}, f"an argument of {method}()")
         try:
             worker = self._start()
-            self._send({"method": method, "arguments": arguments})
+            self._send(asked)
             line = self._answer(worker)
         except BrokenPipeError:  # it ended before it had read all, perhaps before it had read the configuration
             line = ""
@@ -199,6 +201,21 @@ class ProcessTrainer:
             raise
 
 
+def _line(message: dict[str, Any], what: str) -> str:
+    """A message as the line that the worker reads.
+
+    Raises:
+        ValidationError: it holds an object.
+    """
+    try:
+        return json.dumps(message) + "\n"
+    except (TypeError, ValueError) as error:  # no plain value, or one that holds itself
+        raise errors.ValidationError(
+            f"{what} cannot be sent to the worker process (`isolation: process`): {errors.first_line(error)}",
+            hint="give text, numbers, lists and mappings of them; data as a path, a hub id or a mapping",
+        ) from error
+
+
 def _ended(code: int, when: str, python: str | None = None) -> errors.TrainingError:
     if python is not None and code == 1:
         return errors.TrainingError(
@@ -217,7 +234,7 @@ def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
     trainer: Any = None
-    config = build_config(json.loads(sys.stdin.readline())["config"])
+    raw = json.loads(sys.stdin.readline())["config"]
     for line in sys.stdin:
         call = json.loads(line)
         reply: dict[str, Any] = {}
@@ -225,7 +242,8 @@ def _serve() -> None:
             if trainer is None:
                 from aligntune.core.backend_factory import create_trainer
 
-                trainer = create_trainer(config)
+                # Here, because another environment may not know a key, a reward or a version that the parent knows.
+                trainer = create_trainer(build_config(raw))
             result = getattr(trainer, call["method"])(**call["arguments"])
             reply["result"] = result.to_dict() if isinstance(result, TrainResult) else _plain(result)
         except KeyboardInterrupt:
