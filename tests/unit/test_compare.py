@@ -10,6 +10,7 @@ import pytest
 
 from aligntune.compare.analysis import analyse
 from aligntune.compare.crossed import crossed
+from aligntune.compare.environments import environments
 from aligntune.compare.execution import begin, run_all
 from aligntune.compare.measure import Measured, direction, measure, timings
 from aligntune.compare.page import told, write_page
@@ -267,6 +268,36 @@ def test_what_ought_to_be_the_same_in_all_runs_and_is_not_is_noted():
         "the runs differ in system: see each run's manifest.json",
         "b did not see the batches of a in their order (seeds 1, 2): see order.jsonl",
     ]
+
+
+def _facts(backend, trl="1.14.2", by=None, **packages):
+    return {
+        "backend": backend,
+        "packages": {"torch": "2.13.0", "trl": trl, "unsloth": "2026.10.9", "tqdm": "4.70.1", **packages},
+        "device": {"device": "cpu", "threads": 1},
+        "patch_fingerprint": {"hash": f"{backend:0<64}", "replaced": sorted(by or {}), "by": by or {}},
+    }
+
+
+def test_environments_show_what_trains_and_what_differs(source, tmp_path):
+    patched = _facts("unsloth", by={"trl.SFTTrainer.__init__": 2}, xxhash="4.1.0")
+    runs = [Measured("a", seed, "x", "finished", {"loss": 1.0}, facts=_facts("trl")) for seed in (1, 2)]
+    runs += [Measured("b", seed, "x", "finished", {"loss": 1.0}, facts=patched) for seed in (1, 2)]
+    one, two = environments(runs)
+    assert (one["arm"], one["seeds"], one["backend"], one["device"]) == ("a", "", "trl", "cpu, 1 thread")
+    assert one["packages"] == "torch 2.13.0, trl 1.14.2, xxhash (not installed)"
+    assert two["packages"] == "torch 2.13.0, trl 1.14.2, unsloth 2026.10.9, xxhash 4.1.0"
+    assert (one["fingerprint"], one["replaced"], two["fingerprint"]) == ("trl000000000", "0", "unsloth00000")
+    assert (two["replaced"], two["symbols"]) == ("2", ("trl.SFTTrainer.__init__",))
+    other = Measured("b", 3, "x", "finished", {"loss": 1.0}, facts=_facts("unsloth", trl="1.15.0"))
+    lost = Measured("b", 4, "x", "failed", error="killed")
+    assert [row["seeds"] for row in environments([*runs, other, lost])] == ["", "seeds 1, 2", "seed 3"]
+    plan = make_plan(source, ["train.weight_decay=[0.0,0.1]"], seeds=2, output_dir=tmp_path)
+    page = write_page(tmp_path / "page.html", analyse(runs, ["a", "b"], margin=1.0), plan).read_text()
+    for text in ("Environments", "unsloth00000", "trl.SFTTrainer.__init__", "xxhash 4.1.0"):
+        assert text in page
+    empty = write_page(tmp_path / "page.html", analyse([lost], ["a", "b"], margin=1.0), plan).read_text()
+    assert "Environments" not in empty
 
 
 # ---- running

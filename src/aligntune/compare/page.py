@@ -1,4 +1,4 @@
-"""A comparison as text for the terminal and as one HTML page: verdicts, curves (means over the seeds), runs.
+"""A comparison as text for the terminal and as one HTML page: verdicts, curves (seed means), environments, runs.
 
 >>> print(told(comparison))
 backend=unsloth against backend=trl
@@ -74,6 +74,7 @@ def outcome(row: Row) -> str:
 
 def write_page(path: Path, comparison: Comparison, plan: Plan) -> Path:
     """The HTML page."""
+    from aligntune.compare.environments import environments
     from aligntune.report.page import write_page as write
 
     base = comparison.arms[0]
@@ -95,6 +96,7 @@ def write_page(path: Path, comparison: Comparison, plan: Plan) -> Path:
         base=base,
         arms=arms,
         charts=charts(comparison),
+        environments=environments(comparison.runs),
         runs=[run.to_dict() for run in comparison.runs],
     )
 
