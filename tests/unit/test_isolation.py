@@ -139,6 +139,31 @@ def test_the_usage_ping_is_off_even_where_the_hub_client_was_imported_first(monk
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
+def test_the_users_own_variables_reach_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth's import and what it sets later are taken out; what stood there before is as it was."""
+    monkeypatch.setattr(isolation, "_own", {})
+    monkeypatch.setattr(isolation, "_changed", {})
+    for name in isolation.FOREIGN:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    theirs = {"TRITON_CACHE_DIR": "/mine", "TORCHINDUCTOR_CACHE_DIR": "/too", "UNSLOTH_COMPILE_LOCATION": "/compiled"}
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TRL_ONLY_MODE", "1")
+    assert theirs.items() <= isolation.clean_environment().items()
+
+    for name in ("UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_RETURN_LOGITS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # put back at the end
+    with isolation.watched_environment():
+        monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
+        os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    os.environ.update(UNSLOTH_RETURN_LOGITS="1", TRITON_CACHE_DIR="/its")  # while it trains
+    clean = isolation.clean_environment()
+    assert theirs.items() <= clean.items()
+    assert not {"UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_RETURN_LOGITS", "TRL_ONLY_MODE"} & clean.keys()
+
+
 # ---- the fingerprint ----------------------------------------------------------------------------------------------
 
 

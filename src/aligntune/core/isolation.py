@@ -27,15 +27,20 @@ PATCHED_LIBRARIES = ("trl", "transformers", "peft")
 """What Unsloth replaces parts of, and must therefore be imported before."""
 
 
-LEFT_BEHIND = (*FLAGS, "UNSLOTH_", "TORCHINDUCTOR_", "TRITON_")
-"""Beginnings of the variables that a backend leaves in the environment of its process."""
+LEFT_BEHIND = ("UNSLOTH_", "TORCHINDUCTOR_", "TRITON_")
+"""Beginnings of the variables that Unsloth goes on setting after its import, while it loads and trains."""
 _changed: dict[str, tuple[str | None, str | None]] = {}  # by an import of Unsloth: variable to (before, after)
+# The environment without Unsloth; where it was imported before this module, nobody can say whose its variables are.
+_own: dict[str, str] = {} if any(p in sys.modules for p in FOREIGN) else dict(os.environ)
 
 
 @contextlib.contextmanager
 def watched_environment() -> Iterator[None]:
     """Remember which variables the block changes, so that other processes do not get them."""
     before = dict(os.environ)
+    if not imported():
+        _own.clear()
+        _own.update(before)
     try:
         yield
     finally:
@@ -47,7 +52,8 @@ def watched_environment() -> Iterator[None]:
 def clean_environment() -> dict[str, str]:
     """This process's environment without what a backend changed in it, for the process of another one.
 
-    A variable that somebody has set again since then is kept as it is now.
+    Without the flags. Where Unsloth is imported here, every variable that it may go on setting (`LEFT_BEHIND`) gets the
+    value that it had before that import. Another variable that somebody has set again since then is kept as it is now.
     """
     env = dict(os.environ)
     for name, (before, after) in _changed.items():
@@ -55,7 +61,10 @@ def clean_environment() -> dict[str, str]:
             env.pop(name, None)
             if before is not None:
                 env[name] = before
-    return {k: v for k, v in env.items() if not k.startswith(LEFT_BEHIND)}
+    if imported():
+        env = {k: v for k, v in env.items() if not k.startswith(LEFT_BEHIND)}
+        env |= {k: v for k, v in _own.items() if k.startswith(LEFT_BEHIND)}
+    return {k: v for k, v in env.items() if k not in FLAGS}
 
 
 class _BlockedLoader:

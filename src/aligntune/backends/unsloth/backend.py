@@ -61,15 +61,13 @@ class UnslothBackend(Backend):
             _refuse_on_cpu(config)
 
     def _import(self) -> None:
-        os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-        os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
-        if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
-            folder = tempfile.mkdtemp(prefix="aligntune-unsloth-")
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            os.environ["UNSLOTH_COMPILE_LOCATION"] = os.path.join(folder, "cache")
         try:
             # It prints a banner; standard output is the command's own.
             with contextlib.redirect_stdout(sys.stderr), watched_environment():
+                os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+                os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
+                if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
+                    os.environ["UNSLOTH_COMPILE_LOCATION"] = _compiled_folder()
                 import_attribute("unsloth:FastLanguageModel")
         except (ImportError, NotImplementedError) as e:
             raise EnvironmentError(
@@ -129,6 +127,18 @@ class UnslothBackend(Backend):
                 f"Unsloth cannot merge these adapters on this machine: {e}",
                 hint="save the adapters (save_model), and merge them on a GPU or on `backend: trl`",
             ) from e
+
+
+def _compiled_folder() -> str:
+    """A folder for what Unsloth generates, which goes when this process ends.
+
+    Not one that runs share: the generated modules are imported by name from it, so that two runs at once would write
+    each other's code while the other imports it. Nothing is lost, because Unsloth writes them anew in every process;
+    PyTorch keeps its compiled kernels elsewhere (`TORCHINDUCTOR_CACHE_DIR`).
+    """
+    folder = tempfile.mkdtemp(prefix="aligntune-unsloth-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return os.path.join(folder, "cache")
 
 
 def _refuse_versions() -> None:
