@@ -11,7 +11,7 @@ import pytest
 from aligntune.compare.analysis import analyse
 from aligntune.compare.crossed import crossed
 from aligntune.compare.environments import environments
-from aligntune.compare.execution import begin, run_all
+from aligntune.compare.execution import begin, compare, run_all
 from aligntune.compare.measure import Measured, direction, measure, timings
 from aligntune.compare.page import told, write_page
 from aligntune.compare.plan import make_plan
@@ -334,6 +334,47 @@ def test_a_failed_arm_is_reported_and_the_others_go_on(source, tmp_path):
     assert "the disk is full" in page
     assert "<script" not in page
     assert "no verdict: one seed" in told(found)
+
+
+def _compared(cli, monkeypatch, source, folder, outcomes, *flags):
+    """`aligntune compare` of two weight decays over two seeds, with the runs of `_fake`."""
+    monkeypatch.setattr("aligntune.compare.execution.train_process", _fake(outcomes))
+    folder.mkdir(exist_ok=True)
+    file = _written(source, folder / "run.yaml")
+    line = ["compare", file, "train.weight_decay=[0.0,0.1]", "--seeds", "1,2", "--output-dir", folder / "out"]
+    return cli(*line, *flags)
+
+
+@pytest.mark.parametrize(
+    ("failing", "code"), [("", 0), ("0.1/seed-1", 0), ("0.0/seed-2", 0), ("0.1/", 1), ("0.0/", 1), ("seed", 1)]
+)
+def test_the_exit_code_says_whether_an_arm_has_no_results(cli, monkeypatch, source, tmp_path, failing, code):
+    ran = _compared(cli, monkeypatch, source, tmp_path, lambda f: "no disk" if failing and failing in f else 1.0)
+    assert ran.code == code, ran.err
+    assert (tmp_path / "out" / "comparison.html").exists()
+
+
+def test_two_processes_on_one_comparison_refuse_each_other(source, tmp_path, monkeypatch):
+    import subprocess
+    import sys
+
+    made = []
+    monkeypatch.setattr("aligntune.compare.execution.train_process", _fake(lambda f: made.append(f) or 1.0))
+    out = tmp_path / "out"
+    out.mkdir()
+    hold = "import sys; from aligntune.utils.lock import RunLock as L; L(sys.argv[1]).acquire(); print(); input()"
+    line = [sys.executable, "-c", hold, str(out)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "\n"
+        for resume in (False, True):
+            with pytest.raises(ConfigurationError, match=f"in use by process {other.pid}"):
+                compare(source, ["train.weight_decay=[0.0,0.1]"], seeds=1, output_dir=out, resume=resume)
+        assert made == []
+        assert not (out / "plan.json").exists()
+        other.communicate("\n")
+    compare(source, ["train.weight_decay=[0.0,0.1]"], seeds=1, output_dir=out)
+    assert len(made) == 2
+    assert not (out / ".run.lock").exists()
 
 
 def test_a_comparison_goes_on_with_what_is_missing(source, tmp_path):

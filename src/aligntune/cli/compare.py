@@ -50,7 +50,8 @@ def command(
 ) -> Output:
     """Train each arm of FILE once per seed, each run in a process of its own, and compare the arms with the first one.
 
-    KEY=[A,B] makes an axis of any setting; KEY=VALUE changes all arms. Every arm is checked before any is run.
+    KEY=[A,B] makes an axis of any setting; KEY=VALUE changes all arms. Every arm is checked before any is run. The exit
+    code is 1 where no run of an arm finished.
     """
     from aligntune.compare.execution import compare
     from aligntune.compare.page import told
@@ -82,7 +83,7 @@ def command(
         resume=resume,
     )
     text = f"{told(found)}\npage  {output_dir}/comparison.html"
-    return Output(found.to_dict(), text, exit_code=1 if len(found.failed) == len(found.runs) else 0)
+    return Output(found.to_dict(), text, exit_code=int(bool(found.empty)))
 
 
 def _probe(file: str, arguments: tuple[str, ...], axes: dict[str, list[Any]]) -> Output | None:

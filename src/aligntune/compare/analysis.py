@@ -113,6 +113,12 @@ class Comparison:
         """Runs that did not finish."""
         return [run for run in self.runs if run.status != "finished"]
 
+    @property
+    def empty(self) -> list[str]:
+        """Arms of which no run finished, so that nothing is known of them."""
+        finished = {run.arm for run in self.runs if run.status == "finished"}
+        return [arm for arm in self.arms if arm not in finished]
+
     def medians(self, arm: str) -> dict[str, float]:
         """Value to its median over the finished runs of an arm."""
         found: dict[str, list[float]] = {}

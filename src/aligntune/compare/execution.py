@@ -14,7 +14,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from aligntune.core.config.base import to_plain
 from aligntune.core.isolation import clean_environment
 from aligntune.errors import ConfigurationError
 from aligntune.utils.files import disk_errors, write_atomic, write_json
+from aligntune.utils.lock import RunLock
 from aligntune.utils.logging import get_logger
 from aligntune.utils.parent import child_environment
 from aligntune.utils.run_folder import read_manifest
@@ -61,16 +63,36 @@ def compare(
         resume: go on in a folder that holds the same comparison.
 
     Raises:
-        ConfigurationError: the plan is wrong, or the folder holds another comparison, or one that is there already.
+        ConfigurationError: the plan is wrong, or the folder holds another comparison, or one that is there already, or
+            another process works on it.
         ValidationError: a margin that is not positive.
     """
     check_margins(margin, ratio_margin)
     plan = make_plan(source, settings, axes=axes, seeds=seeds, output_dir=output_dir)
-    begin(plan, resume=resume)
-    runs = run_all(plan)
-    comparison = analyse(runs, [a.name for a in plan.arms], margin=margin, ratio_margin=ratio_margin)
-    write(plan, comparison)
+    with alone(plan.output_dir):
+        begin(plan, resume=resume)
+        runs = run_all(plan)
+        comparison = analyse(runs, [a.name for a in plan.arms], margin=margin, ratio_margin=ratio_margin)
+        write(plan, comparison)
     return comparison
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes off the folder of a comparison; it is made where it is not there.
+
+    Raises:
+        ConfigurationError: another process has it.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(folder)
+    if took := lock.acquire():
+        log.info("%s", took)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def begin(plan: Plan, *, resume: bool) -> None:
