@@ -336,6 +336,24 @@ def test_a_failed_arm_is_reported_and_the_others_go_on(source, tmp_path):
     assert "no verdict: one seed" in told(found)
 
 
+def test_lists_on_the_command_line_may_have_spaces_and_no_empty_names(cli, source, tmp_path):
+    from aligntune.cli.compare import read_names, read_seeds
+
+    assert read_names("--backends", " trl, unsloth ") == ["trl", "unsloth"]
+    assert [read_seeds(text) for text in ("3", " 3 ", "1, 2 ,3", "7,", " 7, ")] == [3, 3, [1, 2, 3], [7], [7]]
+    for text in ("", " ", "trl,", ",trl", "trl,,unsloth", "trl, ,unsloth"):
+        with pytest.raises(ConfigurationError, match=r"--backends is .* a name in it is empty"):
+            read_names("--backends", text)
+    for text in ("", " ", ",", "1,,2", ",1", "1, ,2", "-1", "0", "a,b", "1,,"):
+        with pytest.raises(ConfigurationError, match="--seeds is"):
+            read_seeds(text)
+    line = ["compare", _written(source, tmp_path / "run.yaml"), "--output-dir", tmp_path / "out", "--dry-run"]
+    ran = cli(*line, "--algorithms", "dpo,", "--seeds", "1,2")
+    assert (ran.code, "--algorithms is 'dpo,', and a name in it is empty" in ran.err) == (2, True)
+    ran = cli(*line, "--backends", "trl, trl", "--seeds", "1, 2", "--json")
+    assert [(run["arm"], run["seed"]) for run in ran.json["runs"][:2]] == [("backend=trl", 1), ("backend=trl (2)", 1)]
+
+
 def _compared(cli, monkeypatch, source, folder, outcomes, *flags):
     """`aligntune compare` of two weight decays over two seeds, with the runs of `_fake`."""
     monkeypatch.setattr("aligntune.compare.execution.train_process", _fake(outcomes))

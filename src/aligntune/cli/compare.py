@@ -58,9 +58,9 @@ def command(
     from aligntune.compare.plan import make_plan
 
     axes: dict[str, list[Any]] = {}
-    for key, names in (("backend", backends), ("algo.name", algorithms)):
+    for option, key, names in (("--backends", "backend", backends), ("--algorithms", "algo.name", algorithms)):
         if names is not None:
-            axes[key] = names.split(",")
+            axes[key] = read_names(option, names)
     chosen = read_seeds(seeds)
     stated = read_margins(margin)
     if dry_run:
@@ -106,13 +106,25 @@ def _probe(file: str, arguments: tuple[str, ...], axes: dict[str, list[Any]]) ->
     return None if found.ok else Output({"probe": found.to_dict()}, "the backends differ; nothing was trained", 1)
 
 
+def read_names(option: str, text: str) -> list[Any]:
+    """`trl, unsloth` as names, without the spaces around them.
+
+    Raises:
+        ConfigurationError: a name is empty.
+    """
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise ConfigurationError(f"{option} is '{text}', and a name in it is empty", hint=f"write {option} A,B")
+    return names
+
+
 def read_seeds(text: str) -> int | list[int]:
     """`3` as a number of seeds, `1,2,3` (or `7,`) as the seeds themselves.
 
     Raises:
-        ConfigurationError: neither.
+        ConfigurationError: neither, or a seed is empty.
     """
-    parts = [part for part in text.split(",") if part.strip()]
+    parts = text.strip().removesuffix(",").split(",")
     try:
         numbers = [int(part) for part in parts]
     except ValueError:
