@@ -354,6 +354,40 @@ def test_lists_on_the_command_line_may_have_spaces_and_no_empty_names(cli, sourc
     assert [(run["arm"], run["seed"]) for run in ran.json["runs"][:2]] == [("backend=trl", 1), ("backend=trl (2)", 1)]
 
 
+def test_every_algorithm_is_probed_on_the_backends(cli, monkeypatch, source, tmp_path, tiny_model):
+    import yaml
+
+    from aligntune.compare.probe import ProbeResult
+    from aligntune.compare.probe_verdict import Pair, Quantity
+
+    rows = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "yes", "rejected": "no"}] * 4)
+    raw = {"algo": "dpo", "model": source["model"], "datasets": [str(rows)], "train": {"max_steps": 1}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    probed = []
+
+    def probe(config, backends):
+        probed.append((config.algorithm.key, config.algorithm.beta, list(backends)))
+        loss = Quantity("loss", config.algorithm.key == "dpo", 0.0, 0.1, "nats")
+        return ProbeResult(config.algorithm.key, "fp32", [Pair("trl", "unsloth", "fp32", [loss])], {})
+
+    monkeypatch.setattr("aligntune.compare.probe.probe", probe)
+    line = ["compare", tmp_path / "run.yaml", "--backends", "trl,unsloth", "--algorithms", "dpo,simpo", "--probe"]
+    line += ["algo.beta=[0.1,0.2]", "--seeds", "1,", "--output-dir", tmp_path / "out"]
+    unprobed = "dpo is probed with algo.name=dpo algo.beta=0.1, not with algo.name=dpo "
+    planned = cli(*line, "--dry-run", "--json").json
+    assert planned["notes"][0] == "the probe of dpo, simpo on trl, unsloth is not run by --dry-run"
+    assert planned["notes"][1] == f"{unprobed}algo.beta=0.2"
+    assert (probed, "note: the probe of dpo, simpo" in cli(*line, "--dry-run").out) == ([], True)
+    ran = cli(*line)
+    assert probed == [("dpo", 0.1, ["trl", "unsloth"]), ("simpo", 0.1, ["trl", "unsloth"])]
+    assert (ran.code, "the backends differ in simpo; nothing was trained" in ran.out) == (1, True)
+    assert f"note: {unprobed}algo.beta=0.2" in ran.err
+    assert [result["ok"] for result in cli(*line, "--json").json["probes"]] == [True, False]
+    assert not (tmp_path / "out").exists()
+    ran = cli("compare", tmp_path / "run.yaml", "algo.beta=[0.1,0.2]", "--probe", "--dry-run", "--output-dir", "o")
+    assert (ran.code, "--probe holds backends against each other" in ran.err) == (2, True)
+
+
 def _compared(cli, monkeypatch, source, folder, outcomes, *flags):
     """`aligntune compare` of two weight decays over two seeds, with the runs of `_fake`."""
     monkeypatch.setattr("aligntune.compare.execution.train_process", _fake(outcomes))

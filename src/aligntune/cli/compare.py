@@ -6,12 +6,15 @@ aligntune compare grpo.yaml 'algo.beta=[0,0.04]' train.max_steps=50 --output-dir
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from aligntune.cli.console import Output, Settings, shared
-from aligntune.errors import ConfigurationError
+from aligntune.errors import AlignTuneError, ConfigurationError
+
+if TYPE_CHECKING:
+    from aligntune.compare.plan import Arm, Plan
 
 
 @click.command(short_help="Compare backends, algorithms or any setting over seeds.")
@@ -31,7 +34,9 @@ from aligntune.errors import ConfigurationError
 @click.option("--resume", is_flag=True, help="Go on with the comparison in this folder, or read its results again.")
 @click.option("--dry-run", is_flag=True, help="Check every arm and show the runs; make none.")
 @click.option(
-    "--probe", is_flag=True, help="First hold the backends against each other on one batch; stop if they differ."
+    "--probe",
+    is_flag=True,
+    help="First hold the backends against each other on one batch for each algorithm; stop if they differ.",
 )
 @shared
 def command(
@@ -67,10 +72,16 @@ def command(
         plan = make_plan(file, arguments, axes=axes, seeds=chosen, output_dir=output_dir)
         runs = [{"arm": arm.name, "seed": seed, "folder": str(plan.folder(arm, seed))} for arm, seed in plan.order()]
         lines = [f"{len(plan.arms)} arms, {len(plan.seeds)} seeds: {len(runs)} runs"]
-        return Output({"runs": runs}, "\n".join([*lines, *(f"  {r['arm']}, seed {r['seed']}" for r in runs)]))
+        lines += [f"  {r['arm']}, seed {r['seed']}" for r in runs]
+        notes = []
+        if probe:
+            names, arms = _to_probe(plan)
+            notes = [f"the probe of {', '.join(arms)} on {', '.join(names)} is not run by --dry-run"]
+            notes += _unprobed(plan, arms)
+        return Output({"runs": runs, "notes": notes}, "\n".join([*lines, *(f"note: {note}" for note in notes)]))
     if probe:
-        refused = _probe(file, arguments, axes)
-        if refused is not None:
+        plan = make_plan(file, arguments, axes=axes, seeds=chosen, output_dir=output_dir)
+        if (refused := _probe(plan)) is not None:
             return refused
     found = compare(
         file,
@@ -86,24 +97,62 @@ def command(
     return Output(found.to_dict(), text, exit_code=int(bool(found.empty)))
 
 
-def _probe(file: str, arguments: tuple[str, ...], axes: dict[str, list[Any]]) -> Output | None:
-    """The parity probe of the backends that are compared; its outcome as output where they differ.
+def _to_probe(plan: Plan) -> tuple[list[str], dict[str, Arm]]:
+    """The backends that are compared, and for each algorithm the first arm that trains it.
 
     Raises:
         ConfigurationError: backends are not what is compared.
     """
-    from aligntune.compare.plan import make_plan
-    from aligntune.compare.probe import probe
-
-    plan = make_plan(file, arguments, axes=axes, seeds=1, output_dir=".")
     backends = list(dict.fromkeys(arm.choices["backend"] for arm in plan.arms if "backend" in arm.choices))
     if len(backends) < 2:
         raise ConfigurationError(
             "--probe holds backends against each other", hint="compare some: --backends trl,unsloth"
         )
-    found = probe(plan.config(plan.arms[0], plan.seeds[0]), backends)
-    click.echo(str(found), err=True)
-    return None if found.ok else Output({"probe": found.to_dict()}, "the backends differ; nothing was trained", 1)
+    arms: dict[str, Arm] = {}
+    for arm in plan.arms:
+        arms.setdefault(plan.config(arm, plan.seeds[0]).algorithm.key, arm)
+    return backends, arms
+
+
+def _unprobed(plan: Plan, arms: dict[str, Arm]) -> list[str]:
+    """A sentence for each algorithm whose other arms differ by more than the backend from the one that is probed."""
+    settings = {arm.name: " ".join(o for o in arm.overrides if not o.startswith("backend=")) for arm in plan.arms}
+    others: dict[str, list[str]] = {}
+    for arm in plan.arms:
+        key = plan.config(arm, plan.seeds[0]).algorithm.key
+        named = others.setdefault(key, [])
+        if settings[arm.name] not in (settings[arms[key].name], *named):
+            named.append(settings[arm.name])
+    return [
+        f"{key} is probed with {settings[arms[key].name]}, not with {'; '.join(named)}"
+        for key, named in others.items()
+        if named
+    ]
+
+
+def _probe(plan: Plan) -> Output | None:
+    """The parity probe of each algorithm on the backends that are compared; its outcome as output where they differ.
+
+    Raises:
+        ConfigurationError: backends are not what is compared, or an algorithm cannot be probed.
+    """
+    from aligntune.compare.probe import probe
+
+    backends, arms = _to_probe(plan)
+    found = []
+    for key, arm in arms.items():
+        try:
+            found.append(probe(plan.config(arm, plan.seeds[0]), backends))
+        except AlignTuneError as e:
+            raise type(e)(f"the probe of {key}: {e.message}", hint=e.hint, context=e.context) from e
+        click.echo(str(found[-1]), err=True)
+    for note in _unprobed(plan, arms):
+        click.echo(f"note: {note}", err=True)
+    if all(result.ok for result in found):
+        return None
+    different = ", ".join(key for key, result in zip(arms, found, strict=True) if not result.ok)
+    text = f"the backends differ in {different}; nothing was trained"
+    return Output({"probes": [result.to_dict() for result in found]}, text, 1)
 
 
 def read_names(option: str, text: str) -> list[Any]:
