@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import runs
 from aligntune.compare.analysis import Comparison, analyse
 from aligntune.compare.execution import begin, run_all, write
 from aligntune.compare.plan import make_plan
+from aligntune.utils.run_folder import read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -58,3 +63,45 @@ def test_a_rate_that_learns_is_different_from_one_that_does_not(tiny_model: Path
     assert row.verdict.startswith("different"), row
     assert row.change < -0.5
     assert row.better is True
+
+
+def test_a_comparison_that_was_killed_goes_on_from_the_checkpoint_of_its_run(tiny_model: Path, tmp_path: Path) -> None:
+    """Two equal arms, the first one cut: what was logged before the checkpoint stays, and both end the same."""
+    raw = runs.plain("sft", tiny_model, tmp_path, train__max_steps=60, train__save_steps=5)
+    for key in ("output_dir", "logging"):
+        del raw[key]
+    del raw["train"]["seed"]
+    (tmp_path / "run.yaml").write_text(json.dumps(raw))
+    line = [sys.executable, "-m", "aligntune", "compare", str(tmp_path / "run.yaml"), "train.weight_decay=[0.1,0.1]"]
+    line += ["--seeds", "1,", "--output-dir", str(tmp_path / "out"), "--json"]
+    first, second = (tmp_path / "out" / f"train.weight_decay=0.1{name}" / "seed-1" for name in ("", "-2"))
+    started = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 240
+    while not (first / "checkpoint-5").is_dir() and started.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    before: dict[str, Any] = {}
+    while before.get("status") is None or _alive(before):  # its run ends with it, a moment later
+        assert time.monotonic() < end
+        time.sleep(0.05)
+        before = read_manifest(first) or {}
+    assert before["status"] == "running"
+    kept = (first / "metrics.jsonl").read_text().splitlines()[:5]
+    assert not second.exists()
+    again = subprocess.run([*line, "--resume"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert len((read_manifest(first) or {})["attempts"]) == 1
+    rows = (first / "metrics.jsonl").read_text().splitlines()
+    assert rows[:5] == kept  # with their times: these steps were not made again
+    assert [json.loads(row)["step"] for row in rows if "loss" in json.loads(row)] == list(range(1, 61))
+    found = json.loads(again.stdout)
+    change = {row["value"]: row["change"] for row in found["rows"]}
+    assert change["final_loss"] == 0.0
+    assert change["loss"] == 0.0
+
+
+def _alive(manifest: dict[str, Any]) -> bool:
+    import psutil
+
+    return bool(psutil.pid_exists(manifest["process"]["pid"]))

@@ -11,7 +11,7 @@ import pytest
 from aligntune.compare.analysis import analyse
 from aligntune.compare.crossed import crossed
 from aligntune.compare.environments import environments
-from aligntune.compare.execution import begin, compare, run_all
+from aligntune.compare.execution import begin, compare, run_all, train_process
 from aligntune.compare.measure import Measured, direction, measure, timings
 from aligntune.compare.page import told, write_page
 from aligntune.compare.plan import make_plan
@@ -507,6 +507,54 @@ def test_a_plan_that_does_not_say_what_its_arms_were_is_refused(source, tmp_path
     with pytest.raises(ConfigurationError, match=message) as caught:
         begin(plan, resume=True)
     assert "another output folder" in caught.value.hint
+
+
+def test_a_run_that_was_cut_reaches_its_runner_as_begun(source, tmp_path):
+    plan = make_plan(source, ["train.weight_decay=[0.0,0.1,0.2]"], seeds=1, output_dir=tmp_path / "out")
+    begin(plan, resume=False)
+    calls, whole = [], _fake(lambda folder: 1.0)
+
+    def runner(file, printed, begun, cut=None):
+        import yaml
+
+        folder = yaml.safe_load(file.read_text())["output_dir"]
+        calls.append((folder.split("weight_decay=")[1][:3], begun))
+        if calls[-1][0] == cut:
+            run = RunFolder.claim(folder)
+            run.append_metrics({"step": 1, "loss": 2.0})
+            run.mark_interrupted()
+            raise KeyboardInterrupt
+        if begun:
+            run = RunFolder.claim(folder, resume=True)
+            run.mark_finished({"final_loss": 1.0, "metrics": {}})
+            return {"code": 0, "seconds": 1.0}
+        return whole(file, printed, begun)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(plan, lambda *given: runner(*given, cut="0.1"))
+    begin(plan, resume=True)
+    runs = run_all(plan, runner)
+    assert calls == [("0.0", False), ("0.1", False), ("0.1", True), ("0.2", False)]
+    assert [run.status for run in runs] == ["finished"] * 3
+
+
+@pytest.mark.parametrize(("begun", "flags"), [(False, []), (True, ["--resume=latest"])])
+def test_a_run_that_was_begun_goes_on_from_its_checkpoint(monkeypatch, tmp_path, begun, flags):
+    lines = []
+
+    class Process:
+        returncode = 0
+
+        def __init__(self, line, **given):
+            lines.append(line[1:])
+
+        def communicate(self):
+            return b"{}", None
+
+    monkeypatch.setattr("aligntune.compare.execution.subprocess.Popen", Process)
+    record = train_process(tmp_path / "seed-1.yaml", tmp_path / "train.log", begun)
+    assert record["code"] == 0
+    assert lines == [["-m", "aligntune", "train", str(tmp_path / "seed-1.yaml"), "--json", *flags]]
 
 
 def test_a_run_that_was_cut_has_no_wall_time(tmp_path):
