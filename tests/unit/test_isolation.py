@@ -190,6 +190,7 @@ def fingerprints() -> list[dict[str, object]]:
         ("/tmp/aligntune-unsloth-1/cache/UnslothGRPOTrainer.py", True),
         ("/home/me/unsloth_compiled_cache/moe_utils.py", True),
         ("UnslothDPOTrainer", True),
+        ("<unsloth-fused:LlamaForCausalLM>", True),
     ],
 )
 def test_a_folder_that_is_called_unsloth_is_not_unsloth(origin: str, foreign: bool) -> None:
@@ -245,6 +246,65 @@ def test_replaced_code_is_found_and_refused(how: str, monkeypatch: pytest.Monkey
     with pytest.raises(EnvironmentError, match="parts of the training code were replaced") as caught:
         isolation.assert_unpatched()
     assert any("SFTTrainer" in name for name in caught.value.context["foreign"])
+
+
+class Stands:
+    """A callable object in the place of a function."""
+
+    def __call__(self, *args: object) -> int:
+        return 0
+
+    def bound(self, *args: object) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("how", ["instance", "wrapping", "partial", "bound"])
+@pytest.mark.parametrize("where", ["function", "method"])
+def test_a_callable_object_in_the_place_of_code_is_found(where: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it calls the replaced function, whose code is as it was."""
+    import functools
+
+    import trl.trainer.sft_trainer as module
+    import trl.trainer.utils as utils
+
+    holder, name = (utils, "pad") if where == "function" else (module.SFTTrainer, "compute_loss")
+    original = getattr(holder, name)
+    value = {
+        "instance": Stands(),
+        "wrapping": functools.update_wrapper(Stands(), original),
+        "partial": functools.partial(original, 1),
+        "bound": Stands().bound,
+    }[how]
+    monkeypatch.setattr(holder, name, value)
+    found = isolation.fingerprint()
+    assert [n.rpartition(".")[2] for n in found["replaced"]] == [name]
+    assert sum(found["by"].values()) == 1
+    assert found["foreign"] == []
+    (culprit,) = found["by"]
+    assert culprit == (original.__code__.co_filename if how == "partial" else __file__)
+
+
+@pytest.mark.parametrize("how", ["class", "subclass", "partial"])
+def test_what_is_replaced_on_the_package_alone_is_found(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`trl` imports its names when they are asked for, and what has been put there instead is found in it alone."""
+    import functools
+
+    import trl
+
+    before = isolation.fingerprint()
+    original = trl.SFTTrainer
+    space: dict[str, object] = {"__name__": "unsloth.models.rl", "Base": original}
+    code = "class C:\n    def __init__(self): pass\nclass D(Base):\n    pass\n"
+    exec(compile(code, "/x/site-packages/unsloth/rl.py", "exec"), space)
+    made = {"class": space["C"], "subclass": space["D"], "partial": functools.partial(original)}
+    monkeypatch.setattr(trl, "SFTTrainer", made[how])
+    found = isolation.fingerprint()
+    assert found["replaced"] == ["trl.SFTTrainer"]
+    assert found["hash"] != before["hash"]
+    assert found["foreign"] == ([] if how == "partial" else ["trl.SFTTrainer"])
+    if how != "partial":
+        with pytest.raises(EnvironmentError, match=r"first trl\.SFTTrainer"):
+            isolation.assert_unpatched()
 
 
 def test_a_clean_process_passes() -> None:
