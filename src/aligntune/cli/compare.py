@@ -75,8 +75,8 @@ def command(
         lines += [f"  {r['arm']}, seed {r['seed']}" for r in runs]
         notes = []
         if probe:
-            names, arms = _to_probe(plan)
-            notes = [f"the probe of {', '.join(arms)} on {', '.join(names)} is not run by --dry-run"]
+            compared, arms = _to_probe(plan)
+            notes = [f"the probe of {', '.join(arms)} on {', '.join(compared)} is not run by --dry-run"]
             notes += _unprobed(plan, arms)
         return Output({"runs": runs, "notes": notes}, "\n".join([*lines, *(f"note: {note}" for note in notes)]))
     if probe:
