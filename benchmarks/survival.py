@@ -3,9 +3,9 @@
     python benchmarks/survival.py [--pairs 3] [--parts runs checkpoint] [--out benchmarks/results/survival.json]
 
 runs        the quickstart's model and data, SFT and GRPO, in fresh processes and an order that alternates: everything
-            on (checkpoints five times in the run, health, data order, rollouts, report) against everything off. Wall
-            and processor time of the processes, their ratio, and of the run with everything on the processor time
-            that each part took, measured inside.
+            on (checkpoints five times in the run, or each --save-steps, health, data order, rollouts, report) against
+            everything off. Wall and processor time of the processes, their ratio, and of the run with everything on the
+            processor time that each part took, measured inside.
 checkpoint  a model of about 50 million parameters, written from memory five times each: by the trainer of TRL, by the
             same with its files synced, and by ours (synced, hashed, renamed); then what a resume reads.
 
@@ -83,15 +83,15 @@ def child(mode: str, file: Path, out: Path) -> int:
     return code
 
 
-def pair(algorithm: str, data: Path, model: str, folder: Path, steps: int, on_first: bool) -> dict:
-    """A run with everything on and one with everything off."""
+def pair(algorithm: str, data: Path, model: str, folder: Path, steps: int, every: int, on_first: bool) -> dict:
+    """A run with everything on, with a checkpoint each `every` steps, and one with everything off."""
     found: dict[str, Any] = {"order": ["on", "off"] if on_first else ["off", "on"]}
     for mode in found["order"]:
         output = folder / f"{algorithm}-{mode}"
         shutil.rmtree(output, ignore_errors=True)
         raw = overhead.config_for(algorithm, data, model, output, steps)
         if mode == "on":
-            raw["train"] |= {"save_steps": overhead.STEPS[algorithm] // CHECKPOINTS, "save_total_limit": 2}
+            raw["train"] |= {"save_steps": every, "save_total_limit": 2}
         else:
             raw["health"] = {"enabled": False}
             raw["logging"] |= {"rollouts": False} if algorithm == "grpo" else {}
@@ -105,8 +105,8 @@ def pair(algorithm: str, data: Path, model: str, folder: Path, steps: int, on_fi
     return found
 
 
-def measure_runs(pairs: int, scale: float, algorithms: list[str]) -> dict:
-    """Both algorithms, `pairs` times."""
+def measure_runs(pairs: int, scale: float, algorithms: list[str], save_steps: int | None) -> dict:
+    """The algorithms, `pairs` times; a checkpoint each `save_steps`, or five times in a whole run."""
     from aligntune.quickstart import BASE_MODEL
 
     report = {}
@@ -115,9 +115,10 @@ def measure_runs(pairs: int, scale: float, algorithms: list[str]) -> dict:
         data = overhead.write_data(folder)
         for algorithm in algorithms:
             steps = max(int(overhead.STEPS[algorithm] * scale), CHECKPOINTS)
+            every = save_steps or overhead.STEPS[algorithm] // CHECKPOINTS
             rows = []
             for i in range(pairs):
-                rows.append(pair(algorithm, data[algorithm], str(BASE_MODEL), folder, steps, i % 2 == 0))
+                rows.append(pair(algorithm, data[algorithm], str(BASE_MODEL), folder, steps, every, i % 2 == 0))
                 print(
                     algorithm,
                     {k: round(rows[-1]["on"][k] / rows[-1]["off"][k], 4) for k in ("wall", "cpu")},
@@ -129,7 +130,7 @@ def measure_runs(pairs: int, scale: float, algorithms: list[str]) -> dict:
             }
             report[algorithm] = {
                 "steps": steps,
-                "save_steps": overhead.STEPS[algorithm] // CHECKPOINTS,
+                "save_steps": every,
                 "median_ratio": {
                     key: statistics.median(row["on"][key] / row["off"][key] for row in rows) for key in ("wall", "cpu")
                 },
@@ -246,6 +247,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--parts", nargs="+", default=["runs", "checkpoint"], choices=["runs", "checkpoint"])
     parser.add_argument("--algorithms", nargs="+", default=["sft", "grpo"], choices=["sft", "grpo"])
+    parser.add_argument(
+        "--save-steps", type=int, help="steps from one checkpoint to the next; five in a run without it"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps, to try the script out")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "survival.json")
     options = parser.parse_args()
@@ -255,7 +259,10 @@ def main() -> None:
     if "checkpoint" in options.parts:
         report["checkpoint"] = measure_checkpoint(5)
     for algorithm in options.algorithms if "runs" in options.parts else ():
-        report["runs"] = {**report.get("runs", {}), **measure_runs(options.pairs, options.scale, [algorithm])}
+        report["runs"] = {
+            **report.get("runs", {}),
+            **measure_runs(options.pairs, options.scale, [algorithm], options.save_steps),
+        }
         options.out.write_text(json.dumps(report, indent=1) + "\n")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
