@@ -7,6 +7,7 @@ import inspect
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -194,3 +195,20 @@ def test_a_second_signal_stops_at_once() -> None:
         assert stop.signal == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_the_old_name_of_checkpointing_is_passed_without_a_word() -> None:
+    from aligntune.core.arguments import library_arguments
+
+    def newer(**values: Any) -> dict[str, Any]:
+        warnings.warn("`gradient_checkpointing` is deprecated and will be removed in v6.", FutureWarning, stacklevel=2)
+        if values.get("seed") == 1:
+            warnings.warn("`seed` is deprecated", FutureWarning, stacklevel=2)
+        return values
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = {"gradient_checkpointing": False}
+        assert library_arguments(newer, given) == given  # type: ignore[arg-type]
+        with pytest.raises(FutureWarning, match="`seed`"):
+            library_arguments(newer, {"seed": 1})  # type: ignore[arg-type]

@@ -6,10 +6,22 @@ true where nothing is left to them. The result is plain data, which `--dry-run` 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from aligntune.core.config.root import RunConfig
+
+
+def library_arguments(kind: type, values: dict[str, Any]) -> Any:
+    """An object of the trainer's configuration class.
+
+    Newer Transformers call checkpointing of activations otherwise and warn of the name that all versions take; nobody
+    who runs a file can act on that.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
+        return kind(**values)
 
 
 def common_arguments(config: RunConfig, *, device: str, precision: str, output_dir: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aligntune.core.arguments import trainer_arguments
+from aligntune.core.arguments import library_arguments, trainer_arguments
 from aligntune.core.backend import Backend, get_backend
 from aligntune.core.best import best_entry
 from aligntune.core.callbacks import make_callback, numbers, quiet
@@ -312,7 +312,7 @@ class Trainer:
         params = self.config.algorithm
         loaded = self._load()
         values = self.arguments()
-        args = self.backend.args_class(params)(**values)
+        args = library_arguments(self.backend.args_class(params), values)
         late = params.late_arguments(self.config)
         for key, value in late.items():
             setattr(args, key, value)
