@@ -120,11 +120,12 @@ def costs() -> Iterator[Row]:
     held = evaluation["in_training"]
     what = f"an evaluation of {held['rows']} held-out rows while a run trains, the quickstart's model"
     yield what, f"{held['seconds_per_evaluation']:.2f} s", "eval"
-    for name, run in read("survival")["runs"].items():
-        ratios = [pair["on"]["wall"] / pair["off"]["wall"] for pair in run["pairs"]]
-        what = f"checkpoints each 20 s, health, rollouts and report in a {name} run, time against a run without (ratio)"
-        shown = f"{run['median_ratio']['wall']:.3f} of {span(ratios, 3)}"
-        yield what, f"{shown}; {percent(run['share_of_all_parts'])} is not the library's own writing", "survival"
+    for file, often in (("survival_minute", "a checkpoint after a minute"), ("survival", "checkpoints each 20 s")):
+        for name, run in read(file)["runs"].items():
+            ratios = [pair["on"]["wall"] / pair["off"]["wall"] for pair in run["pairs"]]
+            what = f"{often}, health, rollouts and report in a {name} run, time against a run without (ratio)"
+            shown = f"{run['median_ratio']['wall']:.3f} of {span(ratios, 3)}"
+            yield what, f"{shown}; {percent(run['share_of_all_parts'])} is not the library's own writing", file
     check = read("check")
     seconds = [v["cpu_seconds"] for v in check.values() if isinstance(v, dict) and "cpu_seconds" in v]
     yield f"`aligntune check` of {check['rows']:,} rows, processor time", f"{span(seconds, 0)} s", "check"
