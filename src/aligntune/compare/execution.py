@@ -14,8 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from aligntune.core.config.base import to_plain
 from aligntune.core.isolation import clean_environment
 from aligntune.errors import ConfigurationError
 from aligntune.utils.files import disk_errors, write_atomic, write_json
-from aligntune.utils.lock import RunLock
+from aligntune.utils.lock import alone
 from aligntune.utils.logging import get_logger
 from aligntune.utils.parent import child_environment
 from aligntune.utils.run_folder import read_manifest
@@ -75,24 +74,6 @@ def compare(
         comparison = analyse(runs, [a.name for a in plan.arms], margin=margin, ratio_margin=ratio_margin)
         write(plan, comparison)
     return comparison
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes off the folder of a comparison; it is made where it is not there.
-
-    Raises:
-        ConfigurationError: another process has it.
-    """
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(folder)
-    if took := lock.acquire():
-        log.info("%s", took)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def begin(plan: Plan, *, resume: bool) -> None:

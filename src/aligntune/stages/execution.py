@@ -34,7 +34,7 @@ from aligntune.stages.plan import Plan, Planned, make_plan
 from aligntune.stages.process import Ended, Runner, run_process
 from aligntune.stages.record import changes, identity, outcome, read_record
 from aligntune.utils.files import disk_errors, write_json
-from aligntune.utils.lock import RunLock
+from aligntune.utils.lock import alone
 from aligntune.utils.logging import get_logger
 
 log = get_logger(__name__)
@@ -143,13 +143,13 @@ class Execution:
 
     def run(self) -> StagesResult:
         """See `run_stages`."""
-        todo = self.check()
-        self._ask_judges(todo)
-        self._begin()
-        try:
+        from aligntune.utils.run_folder import _process
+
+        self._ask_judges(self.check())
+        self._refuse_use()
+        with alone(self.plan.output_dir):
+            self._note("running", process=_process())
             return self._all()
-        finally:
-            RunLock(self.plan.output_dir).release()
 
     def _all(self) -> StagesResult:
         """Every stage in turn, and the page over them."""
@@ -248,13 +248,13 @@ class Execution:
                         f"stage {stage.name}: {e.message}", hint=f"{e.hint}. Otherwise: {JUDGES}", context=e.context
                     ) from e
 
-    def _begin(self) -> None:
-        """Claim the folder.
+    def _refuse_use(self) -> None:
+        """Refuse a folder that cannot be written to, or in which another process is at work.
 
         Raises:
-            ConfigurationError: it cannot be written to, or another process is at work in it.
+            ConfigurationError: it is so.
         """
-        from aligntune.utils.run_folder import RunFolder, _alive, _process
+        from aligntune.utils.run_folder import RunFolder, _alive
 
         out = self.plan.output_dir
         RunFolder.check(out)
@@ -266,10 +266,6 @@ class Execution:
             raise ConfigurationError(
                 f"{out} is in use by the running process {before['process']['pid']}", hint="wait for it, or stop it"
             )
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
-        RunLock(out).acquire()
-        self._note("running", process=_process())
 
     def _note(self, status: str, **entries: Any) -> None:
         write_json(

@@ -19,13 +19,16 @@ import errno
 import json
 import os
 import platform
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from aligntune.errors import ConfigurationError
 from aligntune.utils.files import disk_errors
+from aligntune.utils.logging import get_logger
 
+log = get_logger(__name__)
 NAME = ".run.lock"
 _BUSY = (errno.EACCES, errno.EAGAIN)
 _HELD: dict[tuple[int, str], int] = {}
@@ -124,6 +127,24 @@ class RunLock:
                 context={"path": str(self.folder), **before},
             )
         return before
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes off a folder while the block runs; it is made where it is not there.
+
+    Raises:
+        ConfigurationError: another process has it, or it cannot be written.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(folder)
+    if took := lock.acquire():
+        log.info("%s", took)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read(handle: int) -> dict[str, Any]:
