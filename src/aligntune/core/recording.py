@@ -172,12 +172,12 @@ def note_end(run: Trainer, error: BaseException | None) -> None:
     write_held(run)
     if any(source.streaming for source in run.config.sources):  # known only now
         write_skipped(run)
-    if run.state.status == "finished" and run._run.status == "finished":
-        pass  # what came after it, such as a signal while the report is drawn, takes nothing back
-    elif isinstance(error, KeyboardInterrupt):
+    # What comes after the end, such as a signal while the report is drawn, takes nothing back.
+    finished = run.state.status == "finished" and run._run.status == "finished"
+    if isinstance(error, KeyboardInterrupt) and not finished:
         run.state.status = "interrupted"
         run._run.mark_interrupted()
-    elif error is not None:
+    elif error is not None and not finished:
         run.state.status = "failed"
         run._run.mark_failed(error)
     if run.services is not None:
